@@ -1,0 +1,45 @@
+"""minidiff: diffusion models from the first principle to the newest backbone.
+
+The public names, nothing else. Each is imported from its file when it is first asked for, so that `import minidiff`
+costs little more than `import torch`.
+"""
+
+from importlib import import_module
+
+from minidiff._torchvision import declare_missing_ops
+
+__version__ = "0.1.0"
+
+declare_missing_ops()  # before anyone imports torchvision or timm
+
+_FROM = {
+    "minidiff.schedules": ["Schedule"],
+    "minidiff.diffusion": ["Diffusion", "Prediction"],
+    "minidiff.guidance": ["classifier_free", "condition"],
+    "minidiff.sampling": ["sample", "seeded_noise"],
+    "minidiff.backbones": ["create_model", "list_models", "register_model"],
+    "minidiff.datasets": ["Record", "list_datasets", "load_dataset"],
+    "minidiff.checkpoints": ["from_pretrained", "load", "save_pretrained"],
+    "minidiff.official": ["load_official"],
+    "minidiff.files": ["cache_folder", "data_folder"],
+}
+_HOME = {name: module for module, names in _FROM.items() for name in names}
+_FILES = ("backbones", "checkpoints", "course", "datasets", "diffusion", "guidance", "layers", "official", "samplers",
+          "sampling", "schedules", "training")
+
+__all__ = ["__version__", *_HOME, *_FILES]
+
+
+def __getattr__(name):
+    if name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
+    elif name in _FILES:
+        value = import_module(f"minidiff.{name}")
+    else:
+        raise AttributeError(f"module 'minidiff' has no attribute {name!r}. Public names: {', '.join(sorted(__all__))}.")
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})
