@@ -36,7 +36,7 @@ def __getattr__(name):
     elif name in _FILES:
         value = import_module(f"minidiff.{name}")
     else:
-        raise AttributeError(f"module 'minidiff' has no attribute {name!r}. Public names: {', '.join(sorted(__all__))}.")
+        raise AttributeError(f"module 'minidiff' has no attribute {name!r}; it has {', '.join(sorted(__all__))}.")
     globals()[name] = value
     return value
 

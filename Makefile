@@ -1,0 +1,55 @@
+# make tour    sets up .venv, runs notebook 00 and says where the picture is
+# make lab     opens JupyterLab on the notebooks
+# make test    sets up .venv and runs everything in its quickest form
+PYTHON ?= python3
+VENV   ?= .venv
+
+BIN := $(VENV)/bin
+# One thread a process: two pytest workers share two cores better that way.
+QUICK := MINIDIFF_TIER=smoke OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 JUPYTER_PLATFORM_DIRS=1
+
+.PHONY: tour lab test test-slow verify notebooks weights clean
+
+tour: $(VENV)/.notebooks
+	$(BIN)/python tools/notebooks.py tour
+
+lab: $(VENV)/.notebooks
+	$(BIN)/jupyter lab notebooks
+
+test: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/python tools/badges.py --check
+	$(BIN)/python tools/notebooks.py check
+	$(QUICK) $(BIN)/python -m pytest -q -n 2 --durations=10 tests
+	$(QUICK) $(BIN)/python tools/notebooks.py smoke
+
+test-slow: $(VENV)/.test
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2 -m slow --durations=10 tests
+
+# Writes docs/verification.md: each golden's error, each parameter count.
+verify: $(VENV)/.test
+	$(BIN)/python tools/verify.py
+
+# Builds notebooks/*.ipynb from notebooks/src/*.py and executes them on the CPU, minutes each.
+notebooks: $(VENV)/.test
+	$(BIN)/python tools/badges.py
+	$(BIN)/python tools/notebooks.py build
+	$(BIN)/python tools/notebooks.py execute
+
+# Trains the shipped weights anew: hours on a CPU, minutes on a GPU.
+weights: $(VENV)/.test
+	$(BIN)/python tools/train_weights.py
+
+clean:
+	rm -rf build .pytest_cache .ruff_cache
+
+# What a set of extras needs is installed once, and again when the versions change.
+$(VENV)/.notebooks: EXTRAS := notebooks
+$(VENV)/.test: EXTRAS := notebooks,test
+$(VENV)/.notebooks $(VENV)/.test: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"minidiff needs Python 3.11 or newer and \
+	this one is {v[0]}.{v[1]}: name another, as in  make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[$(EXTRAS)]' -c constraints.txt \
+	  $$($(BIN)/python tools/torch_index.py)
+	touch $@
