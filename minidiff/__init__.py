@@ -13,10 +13,12 @@ __version__ = "0.1.0"
 declare_missing_ops()  # before anyone imports torchvision or timm
 
 _FROM = {
-    "minidiff.schedules": ["Schedule"],
-    "minidiff.diffusion": ["Diffusion", "Prediction"],
+    "minidiff.schedules": ["Schedule", "make_schedule"],
+    "minidiff.spacings": ["spacing"],
+    "minidiff.diffusion": ["Diffusion"],
+    "minidiff.prediction": ["Prediction"],
     "minidiff.guidance": ["classifier_free", "condition"],
-    "minidiff.sampling": ["sample", "seeded_noise"],
+    "minidiff.samplers": ["sample", "seeded_noise"],
     "minidiff.backbones": ["create_model", "list_models", "register_model"],
     "minidiff.datasets": ["Record", "list_datasets", "load_dataset"],
     "minidiff.checkpoints": ["from_pretrained", "load", "save_pretrained"],
@@ -25,7 +27,7 @@ _FROM = {
 }
 _HOME = {name: module for module, names in _FROM.items() for name in names}
 _FILES = ("backbones", "checkpoints", "course", "datasets", "diffusion", "guidance", "layers", "official", "samplers",
-          "sampling", "schedules", "training")
+          "schedules", "spacings", "training")
 
 __all__ = ["__version__", *_HOME, *_FILES]
 

@@ -1,0 +1,27 @@
+"""The layers that are the same in every paper: sinusoidal time features and attention."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+
+def timestep_embedding(time, dim, *, order="sin_cos", divisor="half-1", max_period=10000.0):
+    """Sinusoidal features (B, dim) of `time` (B,), in float32 (Vaswani et al. 2017, section 3.5).
+
+    The papers differ in what cannot be seen and shifts every output: DDPM has the sines first and frequencies
+    max_period^(-i / (half - 1)); ADM and DiT have the cosines first (`order="cos_sin"`) and `divisor="half"`.
+    An odd `dim` ends with a zero.
+    """
+    half = dim // 2
+    rate = -math.log(max_period) / (half - 1 if divisor == "half-1" else half)
+    frequencies = torch.exp(torch.arange(half, dtype=torch.float32, device=time.device) * rate)
+    angles = time.float()[:, None] * frequencies  # (B, half)
+    parts = [angles.sin(), angles.cos()] if order == "sin_cos" else [angles.cos(), angles.sin()]
+    features = torch.cat(parts, dim=1)
+    return F.pad(features, (0, dim % 2))
+
+
+def attention(q, k, v):
+    """Scaled dot-product attention: q (B, heads, N, d), k and v (B, heads, M, d) -> (B, heads, N, d)."""
+    return F.scaled_dot_product_attention(q, k, v)

@@ -1,0 +1,65 @@
+"""Ancestral samplers: DDPM (Ho et al. 2020) and DDIM (Song et al. 2021), on any schedule and any times.
+
+A sampler is a generator: it takes a bound denoiser (x_t, t) -> Prediction, the schedule, the noise to start with and
+the times to stop at, and yields a `Step` after each. Every step is a sum of x, x0 and noise with factors that are
+computed in float64 on the host, so nothing waits for the device.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from minidiff.variational import step_variances
+
+
+class Step(NamedTuple):
+    """The state of a sampler after a step: x at time t, and the prediction x0 that the step was made with."""
+
+    x: torch.Tensor  # (B, C, H, W)
+    t: float
+    x0: torch.Tensor  # (B, C, H, W)
+
+
+@torch.no_grad()
+def ddim(denoise, schedule, x_T, times, noise=None, *, eta=0.0):
+    """x' = alpha' x0 + sqrt(sigma'^2 - var) eps + sqrt(var) z with var = eta^2 (posterior variance); eq. 12 and 16.
+
+    eta 0 is deterministic and never draws noise; eta 1 has DDPM's variance. Ascending times run it backwards, from a
+    picture to its noise (inversion).
+    """
+    x = x_T
+    for t, s in zip(times, times[1:]):
+        (alpha, sigma), (alpha_s, sigma_s) = schedule(t), schedule(s)
+        x0 = denoise(x, t).x0
+        variance = eta**2 * step_variances(schedule, s, t)[0] if eta else 0.0
+        on_x = math.sqrt(max(sigma_s**2 - variance, 0.0)) / sigma
+        x = torch.add(on_x * x, x0, alpha=alpha_s - alpha * on_x)
+        if eta:
+            x = torch.add(x, noise(x), alpha=math.sqrt(variance))
+        yield Step(x, s, x0)
+
+
+@torch.no_grad()
+def ddpm(denoise, schedule, x_T, times, noise, *, variance="small"):
+    """x' = mean of q(x_s | x_t, x0) + std z (algorithm 2), with any choice of steps.
+
+    variance: "small", the posterior's; "large", the forward step's beta; "learned", between the two as the network's
+    variance range says (Nichol and Dhariwal 2021, eq. 15). The step to t = 0 draws noise and adds none.
+    """
+    x = x_T
+    for t, s in zip(times, times[1:]):
+        (alpha, sigma), (alpha_s, sigma_s) = schedule(t), schedule(s)
+        small, large = step_variances(schedule, s, t)
+        prediction = denoise(x, t)
+        on_x = alpha / alpha_s * (sigma_s / sigma) ** 2
+        mean = torch.add(on_x * x, prediction.x0, alpha=large / sigma**2 * alpha_s)
+        z = noise(x)
+        if s == 0:
+            x = mean
+        elif variance == "learned":
+            share = (prediction.v_range + 1) / 2
+            x = mean + torch.exp((share * math.log(large) + (1 - share) * math.log(small)) / 2) * z
+        else:
+            x = torch.add(mean, z, alpha=math.sqrt(small if variance == "small" else large))
+        yield Step(x, s, prediction.x0)
