@@ -1,6 +1,7 @@
 """Checkpoints of a run in progress: one safetensors file that a kill cannot spoil, and exact resumption from it."""
 
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -22,7 +23,8 @@ def save_checkpoint(folder, arguments, model, ema, optimizer, scaler, history):
         **_moments(model, optimizer),
         **_named("history", {"losses": history.losses, "time_sum": history.time_sum, "time_count": history.time_count}),
     }
-    about = {"step": history.step, "seconds": history.seconds, "arguments": arguments, "scaler": scaler.state_dict()}
+    about = {"step": history.step, "seconds": history.seconds, "arguments": arguments, "scaler": scaler.state_dict(),
+             "machine": _machine(history.losses.device)}
     write_tensors(Path(folder) / FILE, tensors, about)
 
 
@@ -77,6 +79,11 @@ def _moments(model, optimizer):
         for weight, state in optimizer.state.items()
         for key, value in state.items()
     }
+
+
+def _machine(device):
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {os.cpu_count()} cores"
+    return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
 def _named(prefix, tensors):

@@ -1,0 +1,127 @@
+"""Train the weights that come with the package: `python tools/train_weights.py emoji-unet`.
+
+A run resumes by itself from its last checkpoint (every 250 steps, in the cache folder), so it can be killed any time.
+At the end, or at any time with --export, the averaged weights go to data/weights/NAME with a data card, and the line
+for data/README.md is printed.
+"""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from minidiff import schedules
+from minidiff.backbones import create_model
+from minidiff.checkpoints import WEIGHTS, build, describe, load_weights, save_pretrained
+from minidiff.datasets import load_dataset
+from minidiff.diffusion import Diffusion
+from minidiff.errors import unknown_name
+from minidiff.files import cache_folder, data_folder
+from minidiff.training import read_averaged, train
+
+# What the two tiers share. cpu: 16 pixels, one network of 1.2 M weights. gpu: 32 pixels, 2.4 M weights.
+CPU = dict(batch_size=64, lr=1e-3, warmup=200, final_lr=2e-5, ema=0.9995, p_uncond=0.1)
+GPU = dict(batch_size=256, lr=1e-3, warmup=500, final_lr=2e-5, ema=0.9998, p_uncond=0.1, amp="bf16", compile=True)
+EMOJI_LICENCE = "Apache-2.0 (Noto), CC-BY-4.0 (Twemoji)"
+
+RECIPES = {
+    "emoji-unet": dict(
+        data=dict(name="emoji", size=16, split="train"), licence=EMOJI_LICENCE,
+        network=dict(name="ddpm_tiny", num_classes=10), steps=20000, training=CPU),
+    "shapes-unet": dict(
+        data=dict(name="shapes", size=16), licence="made by minidiff, Apache-2.0",
+        network=dict(name="ddpm_tiny"), steps=4000, training=CPU | dict(ema=0.999)),
+    "emoji-unet-32": dict(
+        data=dict(name="emoji", size=32, split="train"), licence=EMOJI_LICENCE,
+        network=dict(name="ddpm_tiny", num_classes=10), steps=60000, training=GPU),
+    "shapes-unet-32": dict(
+        data=dict(name="shapes", size=32), licence="made by minidiff, Apache-2.0",
+        network=dict(name="ddpm_tiny"), steps=20000, training=GPU),
+}  # fmt: skip
+SMOKE = dict(steps=6, batch_size=4, warmup=2, save_every=3)
+
+
+def main():
+    """Train, or with --export only write, one of RECIPES."""
+    arguments = parse()
+    name, recipe = arguments.name, RECIPES[arguments.name]
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    folder = arguments.folder or cache_folder() / "runs" / (name + "-smoke" * arguments.smoke)
+    out = arguments.out or (folder / "weights" if arguments.smoke else data_folder() / "weights" / name)
+    if not arguments.export:
+        steps = arguments.steps or recipe["steps"]
+        options = recipe["training"] | dict(steps=steps, save_every=250, seed=arguments.seed)
+        options |= {key: SMOKE[key] for key in SMOKE} if arguments.smoke else {}
+        device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if device == "cpu":
+            options |= dict(amp=None, compile=False)
+        torch.manual_seed(arguments.seed)  # the initial weights
+        dataset, diffusion = load_dataset(**recipe["data"]), make(recipe)
+        weights = sum(weight.numel() for weight in diffusion.parameters())
+        print(f"{name}: {weights:,} weights, {options['steps']} steps of {options['batch_size']} on {device}, {folder}")
+        train(diffusion, dataset, folder=folder, device=device, stop_after=arguments.stop_after_seconds, **options)
+    export(name, recipe, folder, out)
+
+
+def make(recipe):
+    """The untrained Diffusion of a recipe."""
+    size = recipe["data"]["size"]
+    network = create_model(**recipe["network"])
+    return Diffusion(network, schedules.cosine(), "v", shape=(3, size, size))
+
+
+def export(name, recipe, folder, out):
+    """Write the averaged weights of the run in `folder` to `out`, in the 16-bit format that loses less."""
+    tensors, about = read_averaged(folder)
+    run, step = about["arguments"], about["step"]
+    diffusion = build(run)
+    load_weights(diffusion, tensors, folder)
+    dtype = min(("float16", "bfloat16"), key=lambda dtype: rounding(diffusion, dtype))
+    losses = about["losses"][:step]
+    card = {
+        "dataset": recipe["data"], "licence": recipe["licence"], **about["machine"],
+        "steps": step, "of_steps": run["steps"], "seconds": round(about["seconds"]),
+        "loss": round(losses[-max(1, step // 20):].mean().item(), 4), "file_dtype": dtype,
+        "rounding": {dtype: float(f"{rounding(diffusion, dtype):.2g}") for dtype in ("float16", "bfloat16")},
+        "training": {key: value for key, value in run.items() if key not in describe(diffusion)},
+        "command": f"python tools/train_weights.py {name} --steps {run['steps']} --seed {run['seed']}",
+        "date": time.strftime("%Y-%m-%d"),
+    }  # fmt: skip
+    save_pretrained(diffusion, out, card, dtype)
+    size = os.path.getsize(out / WEIGHTS) / 1e6
+    print(f"wrote {out} ({size:.1f} MB). For data/README.md:\n"
+          f"| `{name}` | {size:.1f} MB {dtype} | {recipe['data']} | {card['device']} | {step} | {card['seconds']} | "
+          f"{card['loss']} | `{card['command']}` |")
+
+
+def rounding(diffusion, dtype):
+    """Root mean square error of the weights in this format, over their own root mean square."""
+    weights = torch.cat([weight.detach().double().flatten() for weight in diffusion.parameters()])
+    return ((weights.to(getattr(torch, dtype)).double() - weights).norm() / weights.norm()).item()
+
+
+def parse():
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("name", help=", ".join(RECIPES))
+    parser.add_argument("--folder", type=Path, help="of the run's checkpoint; default: runs/NAME in the cache folder")
+    parser.add_argument("--out", type=Path, help="where the weights go; default: data/weights/NAME")
+    parser.add_argument("--steps", type=int, help="in all; the learning rate falls towards this step")
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", help="default: cuda if there is one, else cpu")
+    parser.add_argument("--stop-after-seconds", type=float, help="stop then, with a checkpoint and an export")
+    parser.add_argument("--export", action="store_true", help="only write the averaged weights of the last checkpoint")
+    parser.add_argument("--smoke", action="store_true", help="a few steps into the run's own folder, to test all this")
+    arguments = parser.parse_args()
+    if arguments.name not in RECIPES:
+        sys.exit(str(unknown_name("recipe", arguments.name, RECIPES)))
+    return arguments
+
+
+if __name__ == "__main__":
+    main()
