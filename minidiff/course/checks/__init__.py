@@ -1,0 +1,1 @@
+"""The checks of the exercises, one file a notebook: notebook_NN.py. `minidiff.course.exercises` finds them by name."""
