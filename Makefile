@@ -6,7 +6,7 @@ VENV   ?= .venv
 
 BIN := $(VENV)/bin
 # One thread a process: two pytest workers share two cores better that way.
-QUICK := MINIDIFF_TIER=smoke OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 JUPYTER_PLATFORM_DIRS=1
+QUICK := MINIDIFF_TIER=smoke OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
 .PHONY: tour lab test test-slow verify notebooks weights clean
 

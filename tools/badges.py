@@ -93,7 +93,8 @@ def main():
             continue
         stale += 1
         if check:
-            sys.stdout.writelines(difflib.unified_diff(old.splitlines(True), text.splitlines(True), path.name, "generated"))
+            lines = difflib.unified_diff(old.splitlines(True), text.splitlines(True), path.name, "as generated")
+            sys.stdout.writelines(lines)
         else:
             path.write_text(text, encoding="utf-8", newline="\n")
             print(f"wrote {path.relative_to(ROOT)}")

@@ -1,9 +1,9 @@
 """Print the pip option with which a machine without an NVIDIA driver gets a CPU torch, or nothing.
 
-On Linux, PyPI's torch is the CUDA build: 2.4 GB more, of no use without a driver. PyTorch's own index has the CPU build,
-and the pins of constraints.txt take it when pip can see it. The option is printed only on Linux, without nvidia-smi,
-when pip does not find a CPU wheel in its own links, and when the index answers: an address out of reach would cost pip
-minutes of retries.
+On Linux, PyPI's torch is the CUDA build: 2.4 GB more, of no use without a driver. PyTorch's own index has the CPU
+build, and the pins of constraints.txt take it when pip can see it. The option is printed only on Linux, without
+nvidia-smi, when pip does not find a CPU wheel in its own links, and when the index answers: an address out of reach
+would cost pip minutes of retries.
 """
 
 import os

@@ -1,0 +1,3 @@
+# %% tags=["exercise"] name="double"
+def double(x):
+    return 2 * x
