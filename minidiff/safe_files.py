@@ -60,6 +60,7 @@ class _replacing:
         if kind is not None:
             self.temporary.unlink(missing_ok=True)
             return
+        self.temporary.chmod(0o644)  # what writes safetensors lets only the owner read
         _sync(self.temporary)
         os.replace(self.temporary, self.path)
         if os.name == "posix":  # the folder's entry has to reach the disk too

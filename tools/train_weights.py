@@ -30,16 +30,16 @@ EMOJI_LICENCE = "Apache-2.0 (Noto), CC-BY-4.0 (Twemoji)"
 RECIPES = {
     "emoji-unet": dict(
         data=dict(name="emoji", size=16, split="train"), licence=EMOJI_LICENCE,
-        network=dict(name="ddpm_tiny", num_classes=10), steps=20000, training=CPU),
+        network=dict(name="ddpm_tiny", ch=32, num_classes=10), steps=24000, training=CPU),
     "shapes-unet": dict(
         data=dict(name="shapes", size=16), licence="made by minidiff, Apache-2.0",
-        network=dict(name="ddpm_tiny"), steps=4000, training=CPU | dict(ema=0.999)),
+        network=dict(name="ddpm_tiny", ch=32), steps=4000, training=CPU | dict(ema=0.999)),
     "emoji-unet-32": dict(
         data=dict(name="emoji", size=32, split="train"), licence=EMOJI_LICENCE,
-        network=dict(name="ddpm_tiny", num_classes=10), steps=60000, training=GPU),
+        network=dict(name="ddpm_tiny", image_size=32, ch=48, num_classes=10), steps=60000, training=GPU),
     "shapes-unet-32": dict(
         data=dict(name="shapes", size=32), licence="made by minidiff, Apache-2.0",
-        network=dict(name="ddpm_tiny"), steps=20000, training=GPU),
+        network=dict(name="ddpm_tiny", image_size=32, ch=48), steps=20000, training=GPU),
 }  # fmt: skip
 SMOKE = dict(steps=6, batch_size=4, warmup=2, save_every=3)
 

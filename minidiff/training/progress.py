@@ -11,9 +11,12 @@ BAR = "{desc}{percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} [{elapsed}<{remai
 class _Lines:
     """A stream that begins a new line where tqdm would overwrite the old one: log files keep no carriage returns."""
 
+    last = ""
+
     def write(self, text):
         text = text.strip("\r\n ")
-        if text:
+        if text and text != self.last:
+            self.last = text
             sys.stderr.write(text + "\n")
 
     def flush(self):
