@@ -210,11 +210,15 @@ def prove(check, solution, stub, wrong):
         assert found is not None and words in found, f"{name}: expected a diagnosis with {words!r}, got {found!r}"
 
 
+def _modules():
+    """The modules of minidiff/course/checks."""
+    checks = importlib.import_module("minidiff.course.checks")
+    return [importlib.import_module(f"{checks.__name__}.{m.name}") for m in pkgutil.iter_modules(checks.__path__)]
+
+
 def _checks():
     """{name: check} of all notebooks."""
-    folder = Path(__file__).with_name("checks")
-    modules = [importlib.import_module(f"minidiff.course.checks.{m.name}") for m in pkgutil.iter_modules([str(folder)])]
-    return {name: value for m in modules for name, value in vars(m).items() if name.startswith("check_")}
+    return {name: value for m in _modules() for name, value in vars(m).items() if name.startswith("check_")}
 
 
 def __getattr__(name):

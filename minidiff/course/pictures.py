@@ -61,7 +61,7 @@ def _sheet(cells, columns, scale, titles=None, heads=None, names=None, line=15):
     import matplotlib.pyplot as plt
 
     wide = cells.shape[2] * scale
-    wrap = functools.partial(_wrap, width=max(6, int(wide / 6.6)))
+    wrap = functools.partial(_wrap, width=max(6, int(wide / 7.2)))
     titles, heads = [wrap(str(x)) for x in titles or ()], [wrap(x) for x in heads or ()]
     above = line * max((x.count("\n") + 1 for x in titles), default=0)
     top = line * max((x.count("\n") + 1 for x in heads), default=0)
@@ -129,8 +129,10 @@ def _film(canvases, format, ms, hold, most=FILM_BYTES):
             films = [film.convert("RGB") for film in films] if format == "WEBP" else films
             durations = [ms] * (len(films) - 1) + [hold]
             file = io.BytesIO()
-            extra = {"quality": 60} if format == "WEBP" else {"optimize": False}
-            films[0].save(file, format, save_all=True, append_images=films[1:], duration=durations, loop=0, **extra)
+            first, rest, extra = films[0], films[1:], {"quality": 60} if format == "WEBP" else {}
+            if format == "PNG":  # what does not play it (PDF, previews) shows the finished pictures, not the noise
+                first, rest, extra = films[-1], films, {"default_image": True}
+            first.save(file, format, save_all=True, append_images=rest, duration=durations, loop=0, **extra)
             if file.tell() <= most or len(canvases) <= 4 and colours == 32:
                 return file.getvalue()
         canvases = [canvases[k] for k in pick(len(canvases), len(canvases) * 2 // 3)]

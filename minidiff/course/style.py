@@ -24,9 +24,12 @@ def quiet(draw):
         from cycler import cycler
 
         cycle = cycler(color=COLORS, linestyle=["-"] * 4 + ["--"] * 4)
-        with plt.style.context(["default", STYLE | {"axes.prop_cycle": cycle}]):
-            figure = draw(*args, **options)
-            plt.close(figure)
-        return figure
+        before = set(plt.get_fignums())
+        try:
+            with plt.style.context(["default", STYLE | {"axes.prop_cycle": cycle}]):
+                return draw(*args, **options)
+        finally:  # also when it raised: a half-drawn figure would show up under the next cell
+            for number in set(plt.get_fignums()) - before:
+                plt.close(number)
 
     return wrapper

@@ -12,10 +12,10 @@ def explore(function, **choices):
         widgets.explore(show_samples, steps=[5, 10, 20, 50], seed=range(10))
 
     choices: for each argument a list or range (a slider; a menu for strings) or True/False (a tick box). It starts with
-    the defaults of `function` where they are among the choices, else with the first choice. Write it as the last line of
-    a cell. The result is stored in the notebook as a plain output; the sliders only stand above it. Without a live front
-    end (see `static`) the function is called once, and only its result is shown. Raises ValueError for an argument that
-    has no choices, TypeError for one that the function does not take.
+    the defaults of `function` where they are among the choices, else with the first choice. Write it as the last line
+    of a cell. The result is stored in the notebook as a plain output; the sliders only stand above it. Without a live
+    front end (see `static`) the function is called once, and only its result is shown. Raises ValueError for an
+    argument that has no choices, TypeError for one that the function does not take.
     """
     choices = {name: [value, not value] if isinstance(value, bool) else list(value) for name, value in choices.items()}
     empty = [name for name, options in choices.items() if not options]
