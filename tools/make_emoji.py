@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import math
+import re
 import subprocess
 import sys
 import tarfile
@@ -39,9 +40,13 @@ SEEN_AS = {
     "white question mark ornament": "white question mark", "white exclamation mark ornament": "white exclamation mark",
     "heavy exclamation mark symbol": "red exclamation mark", "black universal recycling symbol": "recycling symbol",
     "heavy large circle": "hollow red circle", "white heavy check mark": "check mark button",
-    "eight pointed black star": "eight-pointed star", "white flower": "white flower stamp", "hash key": "keycap #",
-    "white left pointing backhand index": "hand pointing left", "white right pointing backhand index":
-    "hand pointing right", "white up pointing backhand index": "hand pointing up, back side",
+    "eight pointed black star": "eight-pointed star", "white flower": "white flower stamp",
+    "mens symbol": "men's symbol", "womens symbol": "women's symbol", "womans hat": "woman's hat",
+    "womans clothes": "woman's clothes", "womans sandal": "woman's sandal", "womans boots": "woman's boots",
+    "mans shoe": "man's shoe", "hash key": "keycap #",
+    "white left pointing backhand index": "hand pointing left",
+    "white right pointing backhand index": "hand pointing right",
+    "white up pointing backhand index": "hand pointing up, back side",
     "white down pointing backhand index": "hand pointing down", "white up pointing index": "hand pointing up",
 }  # fmt: skip
 JAPANESE = {
@@ -52,15 +57,22 @@ JAPANESE = {
 
 
 def caption_of(entry):
-    """A readable caption from the official name: 'Sark Flag' -> 'flag of Sark', 'MAN: RED HAIR' -> 'man with red hair'."""
+    """A readable caption from the official name: 'Sark Flag' -> 'flag of Sark', 'MAN: BALD' -> 'bald man'."""
     name = entry["name"].replace("’", "'")
     if name.endswith(" Flag"):
         return f"flag of {name.removesuffix(' Flag')}"
     name = name.lower()
     if name in SEEN_AS:
         return SEEN_AS[name]
-    if "ideograph-" in name:
-        return f"japanese {JAPANESE[name.split('ideograph-')[1]]} button"
+    if "ideograph" in name:
+        meaning = name.split()[-1].removeprefix("ideograph-")
+        return f"japanese {JAPANESE.get(meaning, meaning)} button"
+    if name.startswith(("squared ", "negative squared ")):
+        return re.sub("^(negative )?squared (latin capital letter |katakana )?", "", name) + " button"
+    if name.startswith(("medium black ", "medium white ")):
+        return name.removeprefix("medium ")
+    if entry["unified"] == "1F935":  # its picture is neutral; the official name is that of 1F935-200D-2642
+        return "person in tuxedo"
     if name.startswith("emoji modifier fitzpatrick"):
         return f"{TONES[entry['unified']]} skin tone swatch"
     head, colon, rest = name.partition(": ")
@@ -98,9 +110,11 @@ def sheet(tiles, path):
     out = Image.new("RGB", (COLUMNS * size, math.ceil(len(tiles) / COLUMNS) * size), "white")
     for i, tile in enumerate(tiles):
         out.paste(tile, (i % COLUMNS * size, i // COLUMNS * size))
-    out.save(path, "webp", lossless=True, quality=100, method=6)
-    with Image.open(path) as again:
+    stored = io.BytesIO()
+    out.save(stored, "webp", lossless=True, quality=100, method=6)
+    with Image.open(stored) as again:
         assert np.array_equal(np.asarray(again.convert("RGB")), np.asarray(out)), f"{path} does not read back"
+    path.write_bytes(stored.getvalue())
 
 
 def groups(entries, packages):
@@ -136,15 +150,15 @@ def make(tgz, folder):
     group = groups(entries, packages)
     rows, variants = [], []  # (code, caption, category, base, image)
     for i, entry in enumerate(entries):
-        # A gender-neutral emoji and the gendered one that replaces it may have the same name: the code tells them apart.
         caption = caption_of(entry)
         rows.append((entry["unified"], caption, entry["category"], group[i], "", entry["image"]))
         for code, variant in entry.get("skin_variations", {}).items():
             row = (variant["unified"], f"{caption}, {tone_of(code)}", entry["category"], group[i], code)
             variants.append((*row, variant["image"]))
     folder.mkdir(parents=True, exist_ok=True)
-    table = ["\t".join(map(str, row[:-1])) for row in [("code", "caption", "category", "group", "tone", ""), *rows, *variants]]
-    (folder / "emoji.tsv").write_text("\n".join(table) + "\n", encoding="utf-8")
+    head = ("code", "caption", "category", "group", "tone", "image")
+    lines = ["\t".join(map(str, row[:-1])) for row in [head, *rows, *variants]]
+    (folder / "emoji.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     for vendor in VENDORS:
         sheet([picture(packages[vendor], vendor, row[-1]) for row in rows], folder / f"{vendor}_64.webp")
         tones = [picture(packages[vendor], vendor, row[-1]).resize((32, 32), Image.LANCZOS) for row in variants]

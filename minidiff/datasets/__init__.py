@@ -1,17 +1,62 @@
-"""Data sets. All give `Record(image, label, caption)` with images in [-1, 1]."""
+"""Data sets. All give `Record(image, label, caption)` with images float32 in [-1, 1].
+
+| name | what | sizes |
+|---|---|---|
+| `emoji` | 1911 captioned emoji in two styles, 10 categories; shipped | 16, 32, 64 |
+| `shapes` | endless captioned scenes, with an oracle that reads pictures back (`datasets.shapes.read`) | from 16 |
+| `digits` | 1797 handwritten digits; shipped | 8, 16, 32 |
+| `moons` `rings` `spirals` `checkerboard` `eight_gaussians` `gaussian_grid` `mixture` | points in the plane | |
+| `folder` | your own pictures: `path=...` | any |
+| `fashion_mnist` `cifar10` `celeba` `lsun_church` `lsun_bedroom` `cub` `flowers` | fetched once, on request | from 8 |
+"""
+
+import inspect
+from functools import partial
 
 from ..errors import unknown_name
-from .emoji import emoji
+from . import digits, downloads, emoji, folder, shapes
+from .mixture import GaussianMixture
 from .record import InMemory, Record
+from .two_d import NAMES as _TWO_D
+from .two_d import two_d
 
-DATASETS = {"emoji": emoji}
+__all__ = ["DATASETS", "GaussianMixture", "InMemory", "Record", "digits", "emoji", "folder", "list_datasets",
+           "load_dataset", "shapes", "two_d"]  # fmt: skip
+
+DATASETS = {
+    "emoji": emoji.load,
+    "shapes": shapes.load,
+    "digits": digits.load,
+    "folder": folder.load,
+    **{name: partial(two_d, name) for name in _TWO_D},
+    "fashion_mnist": downloads.fashion_mnist,
+    "cifar10": downloads.cifar10,
+    "celeba": downloads.celeba,
+    "lsun_church": partial(downloads.lsun, "church_outdoor"),
+    "lsun_bedroom": partial(downloads.lsun, "bedroom"),
+    "cub": downloads.cub,
+    "flowers": downloads.flowers,
+}
 
 
-def load_dataset(name, **arguments):
-    """The data set of this name; `list_datasets()` has the names."""
+def load_dataset(name, *, size=None, split=None, **arguments):
+    """The data set of this name, a torch Dataset of `Record`s; `list_datasets()` has the names.
+
+    `size` is the side of its pictures in pixels and `split` mostly "train" or "test"; None is the set's own choice.
+    `arguments` are those of the set's function: `help(minidiff.datasets.DATASETS["emoji"])`. Finite sets in memory
+    have `.images()` (N, C, H, W); all but `shapes` have `.labels` (N,) and `.captions`; all have `.classes`.
+    ValueError for an unknown name or a wrong size or split, TypeError for an argument that the set does not have.
+    """
     if name not in DATASETS:
         raise unknown_name("data set", name, DATASETS)
-    return DATASETS[name](**arguments)
+    load = DATASETS[name]
+    arguments |= {key: value for key, value in {"size": size, "split": split}.items() if value is not None}
+    known = [key for key in inspect.signature(load).parameters if key != "name"]
+    for key, value in arguments.items():
+        if key not in known:
+            takes = ", ".join(known)
+            raise TypeError(f"data set {name!r}: {key}={value!r}, but it has no such argument; it takes {takes}.")
+    return load(**arguments)
 
 
 def list_datasets():

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..files import data_folder
-from .record import InMemory
+from .record import InMemory, expect
 
 SIZES = (16, 32, 64)
 STYLES = ("google", "twitter")
@@ -20,20 +20,23 @@ COLUMNS = 44  # tiles in a row of a sprite sheet
 TEST_SHARE = 0.1
 
 
-def emoji(*, size=16, split="train", style="both", variants=False, style_in_caption=False):
+def load(*, size=16, split="train", style="both", variants=False, style_in_caption=False):
     """The emoji as an `InMemory` data set; also has `.styles` (N,) int64 (0 google, 1 twitter), `.codes`, `.groups`.
 
     `size` 16, 32 or 64; `split` "train" (90 %), "test" or "all"; `style` "both", "google" or "twitter".
     `variants=True` adds the skin-tone variants (16 and 32 pixels only). They double the set but put 60 % of it into one
     category, people, so a small model is better trained without. `style_in_caption=True` writes "grinning face, google
     style". Labels are the 10 categories. All pictures of one emoji (styles, skin tones, and other emoji that have the
-    very same picture, like the flags of Norway and Bouvet Island) are in the same split, chosen by a hash of the name.
+    very same picture, like the flags of Norway and Bouvet Island) are in the same split, chosen by a hash of the code.
     """
-    expect("size", size, SIZES)
-    expect("split", split, SPLITS)
-    expect("style", style, ("both", *STYLES))
+    expect("emoji", "size", size, SIZES)
+    expect("emoji", "split", split, SPLITS)
+    expect("emoji", "style", style, ("both", *STYLES))
     if variants and size == 64:
-        raise ValueError("emoji: variants=True at size=64, but the skin-tone variants are kept at 32 pixels: take size=32 or variants=False.")
+        raise ValueError(
+            "data set 'emoji': variants=True with size=64, but the skin-tone variants are kept at 32 pixels; take"
+            " size=32 or variants=False."
+        )
     rows = table()
     bases = sum(not row["tone"] for row in rows)
     rows = rows if variants else rows[:bases]
@@ -84,8 +87,3 @@ def read_sheet(name, count, stored, size):
     tiles = [sheet.crop((x, y, x + stored, y + stored)) for x, y in corners]
     return np.stack([tile.resize((size, size), Image.LANCZOS) if size != stored else tile for tile in tiles])
 
-
-def expect(argument, value, allowed):
-    """Raises unless `value` is one of the `allowed` ones."""
-    if value not in allowed:
-        raise ValueError(f"emoji: {argument}={value!r}, expected one of {', '.join(map(repr, allowed))}.")
