@@ -1,0 +1,170 @@
+"""A run killed with SIGKILL and resumed ends with the weights of an unbroken one, bit for bit on a CPU.
+
+This file is also the run itself: `python tests/test_resume.py FOLDER [DEATH]` trains a small network, and DEATH says
+where in writing a checkpoint it kills itself.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from minidiff import create_model, safe_files, save_pretrained, schedules
+from minidiff.datasets.record import InMemory
+from minidiff.diffusion import Diffusion
+from minidiff.safe_files import read_tensors
+from minidiff.training import train
+
+STEPS, SAVE_EVERY = 60, 4
+
+
+def run(folder, steps=STEPS, **options):
+    """Train to the end, with everything on that could be forgotten: dropout, dropped labels, warm-up, averages."""
+    torch.manual_seed(0)
+    network = create_model("ddpm_test", dropout=0.1, num_classes=3)
+    diffusion = Diffusion(network, schedules.cosine(100), "v", shape=(3, 8, 8))
+    generator = torch.Generator().manual_seed(1)
+    pictures = torch.rand(50, 3, 8, 8, generator=generator) * 2 - 1
+    data = InMemory(pictures, torch.arange(50) % 3, [""] * 50, ["a", "b", "c"])
+    arguments = dict(steps=steps, batch_size=16, warmup=5, p_uncond=0.2, save_every=SAVE_EVERY, progress=False)
+    history = train(diffusion, data, folder=folder, on_step=say, **arguments | options)
+    save_pretrained(history.ema, Path(folder) / "weights")
+    return history
+
+
+def say(step, history):
+    print(step, flush=True)
+
+
+def start(folder, *more):
+    command = [sys.executable, __file__, str(folder), *more]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def kill_after_step(process, step, delay):
+    """SIGKILL when `process` reports a step from `step` on, `delay` seconds later; True if that was before its end."""
+    for line in process.stdout:
+        if int(line) >= step:
+            time.sleep(delay)
+            process.kill()
+            break
+    process.stdout.close()
+    return process.wait() == -signal.SIGKILL
+
+
+def finish(folder):
+    process = start(folder)
+    steps = [int(line) for line in process.stdout]
+    assert process.wait() == 0
+    return steps
+
+
+def assert_same(folder, unbroken):
+    """The averaged weights byte for byte; weights, averages, moments and losses of the checkpoint tensor by tensor."""
+    one, other = (Path(f) / "weights" / "model.safetensors" for f in (folder, unbroken))
+    assert one.read_bytes() == other.read_bytes()
+    (ours, about), (theirs, expected) = (read_tensors(Path(f) / "checkpoint.safetensors") for f in (folder, unbroken))
+    assert about["step"] == expected["step"] == STEPS and list(ours) == list(theirs)
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    assert sum(name.startswith("optimizer/") for name in ours) > 100
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken")
+    assert finish(folder) == list(range(1, STEPS + 1))
+    return folder
+
+
+def test_three_kills(tmp_path, unbroken):
+    """One at a random moment, one with a checkpoint half written, one with it written but not yet renamed."""
+    step = random.randrange(SAVE_EVERY, STEPS // 2)
+    assert kill_after_step(start(tmp_path), step, random.uniform(0, 0.01))
+    for death in ("half", "rename"):
+        process = start(tmp_path, death)
+        process.stdout.read()
+        assert process.wait() == -signal.SIGKILL
+        assert (tmp_path / "checkpoint.safetensors.tmp").exists()
+    resumed = finish(tmp_path)
+    assert resumed[0] % SAVE_EVERY == 1 and SAVE_EVERY < resumed[0] and resumed[-1] == STEPS
+    assert_same(tmp_path, unbroken)
+    assert not (tmp_path / "checkpoint.safetensors.tmp").exists()
+
+
+@pytest.mark.slow
+def test_thirty_kills(tmp_path, unbroken):
+    """Each run of 60 steps is killed up to five times, anywhere, also before the first checkpoint; 30 kills in all."""
+    kills = number = 0
+    while kills < 30:
+        folder, number = tmp_path / str(number), number + 1
+        for _ in range(5):
+            # Half of the kills aim at a step that ends with a checkpoint.
+            step = random.randrange(1, STEPS) if random.random() < 0.5 else random.randrange(0, STEPS, SAVE_EVERY)
+            kills += kill_after_step(start(folder), step, random.uniform(0, 0.02))
+        finish(folder)
+        assert_same(folder, unbroken)
+
+
+def test_other_arguments_are_refused(tmp_path):
+    run(tmp_path, steps=4)
+    for options, words in [
+        (dict(lr=5e-4), "lr: 0.001 there, 0.0005 now"),
+        (dict(batch_size=8, seed=3), "batch_size: 16 there, 8 now; seed: 0 there, 3 now"),
+        (dict(steps=9), "steps: 4 there, 9 now"),
+    ]:
+        with pytest.raises(ValueError, match=words) as error:
+            run(tmp_path, **dict(steps=4) | options)
+        assert "checkpoint.safetensors" in str(error.value) and "resume=False" in str(error.value)
+    assert run(tmp_path, steps=4, lr=5e-4, resume=False).step == 4
+
+
+def test_another_architecture_is_refused(tmp_path):
+    run(tmp_path, steps=4)
+    diffusion = Diffusion(create_model("mlp_test"), schedules.cosine(100), "v", shape=(2,))
+    data = InMemory(torch.zeros(20, 2), torch.zeros(20), [""] * 20, ["a"])
+    with pytest.raises(ValueError, match="network: .*ddpm_test.* there, .*mlp_test.* now"):
+        train(diffusion, data, steps=4, batch_size=16, warmup=5, p_uncond=0.2, folder=tmp_path, progress=False)
+
+
+def test_a_run_at_constant_rate_can_be_prolonged(tmp_path):
+    run(tmp_path / "a", steps=4, decay=None)
+    prolonged = run(tmp_path / "a", steps=8, decay=None)
+    whole = run(tmp_path / "b", steps=8, decay=None)
+    assert prolonged.losses.tolist() == whole.losses.tolist() and prolonged.step == 8
+    assert run(tmp_path / "a", steps=8, decay=None).losses.tolist() == whole.losses.tolist()  # nothing left to do
+
+
+def test_a_truncated_checkpoint_names_the_file_and_the_way_out(tmp_path):
+    run(tmp_path, steps=4)
+    path = tmp_path / "checkpoint.safetensors"
+    whole = path.read_bytes()
+    for size in (0, 5, 1000, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match="truncated") as error:
+            run(tmp_path, steps=4)
+        assert str(path) in str(error.value) and "Delete it" in str(error.value)
+
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def half_written(tensors, path, metadata):
+    Path(path).write_bytes(b"\x10" * 5000)
+    die()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if "rename" in sys.argv:
+        safe_files.os.replace = die
+    if "half" in sys.argv:
+        safe_files.save_file = half_written
+    run(sys.argv[1])
