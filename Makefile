@@ -52,4 +52,4 @@ $(VENV)/.notebooks $(VENV)/.test: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[$(EXTRAS)]' -c constraints.txt \
 	  $$($(BIN)/python tools/torch_index.py)
-	touch $@
+	touch $@ $(VENV)/.notebooks

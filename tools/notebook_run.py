@@ -57,6 +57,7 @@ def run(nb, cwd):
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
 
+    os.environ.pop("MPLBACKEND", None)  # the kernel would inherit it and show no figures
     client = NotebookClient(nb, timeout=CELL_SECONDS, kernel_name="python3", record_timing=False,
                             store_widget_state=False, extra_arguments=["--log-level=ERROR"],
                             resources={"metadata": {"path": str(cwd)}})

@@ -95,7 +95,8 @@ def smoke(args, names):
     if not paths:
         return
     env = {**os.environ, "MINIDIFF_TIER": "smoke", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    env.pop("MINIDIFF_STRICT", None)
+    for name in ("MINIDIFF_STRICT", "MPLBACKEND"):
+        env.pop(name, None)
     command = [sys.executable, "-m", "pytest", "-q", "-n", str(args.workers), "--nbmake", "--durations=10",
                f"--nbmake-timeout={SMOKE_CELL_SECONDS}", "-p", "no:cacheprovider", *map(str, paths)]
     sys.exit(subprocess.run(command, env=env, cwd=args.root).returncode)
