@@ -79,8 +79,9 @@ class Diffusion(nn.Module):
     def sample_times(self, n, generator=None, device=None):
         """n training times (n,): uniform over the discrete steps or over [1e-5, 1]; EDM: log sigma ~ N(-1.2, 1.2)."""
         device = device or self.device
-        if self.schedule.steps:
-            return (torch.randint(self.schedule.steps, (n,), generator=generator, device=device) + 1) / self.schedule.steps
+        steps = self.schedule.steps
+        if steps:
+            return (torch.randint(steps, (n,), generator=generator, device=device) + 1) / steps
         if self.schedule.name == "edm":
             log_sigmas = 1.2 * torch.randn(n, generator=generator, device=device) - 1.2
             return self.schedule.inverse(-2 * log_sigmas)
@@ -161,26 +162,23 @@ class Diffusion(nn.Module):
         return posterior(self.schedule, x0, x_t, s, t)
 
     @torch.no_grad()
-    def bits_per_dim(self, x0, y=None, *, variance=None, every=1, generator=None):
-        """The variational bound of each image in bits per dimension, (B,): prior + all KL terms + the first step.
+    def bits_per_dim(self, x0, y=None, *, variance=None, generator=None):
+        """The variational bound of each image in bits per dimension, (B,): prior, T - 1 KL terms and the first step.
 
-        x0 (B, C, H, W) holds 8-bit images in [-1, 1]; the schedule is discrete. variance: "small", "large" or
-        "learned" (default: "learned" if the network has a learned range, else "small"). `every` > 1 evaluates each
-        so manieth step and scales the sum up. Ho et al. 2020, eq. 5; Nichol and Dhariwal 2021, eq. 4.
+        x0 (B, C, H, W) holds 8-bit images in [-1, 1]; the schedule is discrete. The network runs once for each of its
+        T steps. variance: "small", "large" or "learned" (default: "learned" if the network has a learned range, else
+        "small"). Ho et al. 2020, eq. 5; Nichol and Dhariwal 2021, eq. 4.
         """
         if not self.schedule.steps:
             raise ValueError(f"bits_per_dim sums over discrete steps, and {self.schedule} has none; use linear(1000)")
         self.check_batch(x0, y)
         variance = variance or ("learned" if self.learned_range else "small")
         total = prior_term(self.schedule, x0)
-        steps = self.schedule.steps
-        # the first step, a likelihood, is not like the others: it is always evaluated, and never scaled
-        for index in [0, *range(1, steps, every)]:
-            t = torch.full((len(x0),), (index + 1) / steps, device=x0.device)
+        for index in range(self.schedule.steps):
+            t = torch.full((len(x0),), (index + 1) / self.schedule.steps, device=x0.device)
             eps = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
             prediction = self.denoise(self.forward_process(x0, t, eps), t, y)
-            term = variational_term(self.schedule, x0, t, prediction, variance)
-            total = total + term * (1 if index == 0 else (steps - 1) / len(range(1, steps, every)))
+            total = total + variational_term(self.schedule, x0, t, prediction, variance)
         return total
 
 

@@ -14,8 +14,9 @@ def timestep_embedding(time, dim, *, order="sin_cos", divisor="half-1", max_peri
     An odd `dim` ends with a zero.
     """
     half = dim // 2
-    rate = -math.log(max_period) / (half - 1 if divisor == "half-1" else half)
-    frequencies = torch.exp(torch.arange(half, dtype=torch.float32, device=time.device) * rate)
+    index = torch.arange(half, dtype=torch.float32, device=time.device)
+    # multiplied first, then divided: another order rounds differently, and at t near 1000 the sines show it
+    frequencies = torch.exp(-math.log(max_period) * index / (half - 1 if divisor == "half-1" else half))
     angles = time.float()[:, None] * frequencies  # (B, half)
     parts = [angles.sin(), angles.cos()] if order == "sin_cos" else [angles.cos(), angles.sin()]
     features = torch.cat(parts, dim=1)

@@ -60,7 +60,7 @@ def _sections(total, counts):
     try:
         counts = [int(count) for count in str(counts).split(",")]
     except ValueError:
-        raise ValueError(f"sections must be counts with commas between them, such as '90,60,60,20,20'; got {counts!r}")
+        raise ValueError(f"sections must be counts such as '90,60,60,20,20', got {counts!r}") from None
     indices, first = [], 0
     for k, count in enumerate(counts):
         size = total // len(counts) + (k < total % len(counts))
@@ -74,7 +74,7 @@ def _sections(total, counts):
     return indices
 
 
-# --- placing times on a scale: (schedule, steps, t_end, rho) -> times ---------------------------------------------------
+# --- placing times on a scale: (schedule, steps, t_end, rho) -> times -------------------------------------------------
 
 
 def _uniform(schedule, steps, t_end, rho):

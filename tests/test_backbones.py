@@ -1,0 +1,140 @@
+"""One suite over the registry: what every backbone must do, on its `family_test` size."""
+
+import copy
+
+import pytest
+import torch
+
+from minidiff import create_model, list_models, register_model
+from minidiff.layers import attention, timestep_embedding
+
+TESTED = list_models("*_test", kind="denoiser")
+each_model = pytest.mark.parametrize("name", TESTED)
+
+
+def network_and_inputs(name, batch=3, **overrides):
+    """A network without zeroed layers, and inputs that it takes."""
+    torch.manual_seed(0)
+    network = create_model(name, **overrides).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.abs().max() < 1e-3:  # layers that start as nothing would hide all before them
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    x = torch.randn(batch, 2) if name.startswith("mlp") else torch.randn(batch, 3, 8, 8)
+    return network, x, torch.linspace(1, 900, batch)
+
+
+def test_every_family_has_a_test_and_a_tiny_size():
+    families = {name.split("_")[0] for name in list_models(kind="denoiser")}
+    assert families == {"ddpm", "mlp"}
+    for family in families:
+        assert {f"{family}_test", f"{family}_tiny"} <= set(list_models(f"{family}_*"))
+        tiny = create_model(f"{family}_tiny")
+        assert sum(p.numel() for p in tiny.parameters()) < 1_000_000
+
+
+@each_model
+def test_shape_and_independence_of_the_batch(name):
+    network, x, time = network_and_inputs(name)
+    with torch.no_grad():
+        whole = network(x, time)
+        assert whole.shape == x.shape and whole.dtype == x.dtype and whole.isfinite().all()
+        alone = torch.cat([network(x[i : i + 1], time[i : i + 1]) for i in range(len(x))])
+        torch.testing.assert_close(alone, whole, rtol=1e-4, atol=1e-5)
+        shared = network(x, time[1:2])  # one time for the whole batch
+        torch.testing.assert_close(shared[1], whole[1], rtol=1e-4, atol=1e-5)
+        assert (shared[0] - whole[0]).abs().max() > 1e-4  # the time matters
+
+
+@each_model
+def test_every_parameter_gets_a_gradient(name):
+    network, x, time = network_and_inputs(name, num_classes=3)
+    network(x, time, torch.tensor([0, 1, 3])).square().sum().backward()
+    for key, parameter in network.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, key
+
+
+@each_model
+def test_labels(name):
+    network, x, time = network_and_inputs(name, num_classes=3)
+    y = torch.tensor([0, 1, 2])
+    null = network.null(y)
+    assert null.shape == y.shape and null.dtype == y.dtype and (null == 3).all()
+    with torch.no_grad():
+        assert (network(x, time, y) - network(x, time, null)).abs().amax(tuple(range(1, x.ndim))).min() > 1e-5
+    with pytest.raises(ValueError, match="labels are missing"):
+        network(x, time)
+    with pytest.raises(ValueError, match="no null label"):
+        create_model(name).null(y)
+
+
+@each_model
+def test_a_copy_is_equal_and_independent(name):
+    network, x, time = network_and_inputs(name)
+    twin = copy.deepcopy(network)
+    again = create_model(network.name, **network.arguments).eval()
+    again.load_state_dict(network.state_dict())
+    with torch.no_grad():
+        before = network(x, time)
+        assert torch.equal(twin(x, time), before) and torch.equal(again(x, time), before)
+        next(twin.parameters()).add_(1)
+        assert torch.equal(network(x, time), before)
+
+
+@each_model
+def test_bf16_is_near_fp32(name):
+    network, x, time = network_and_inputs(name)
+    with torch.no_grad():
+        exact = network(x, time)
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = network(x, time).float()
+    assert (rough - exact).std() / exact.std() < 0.05
+
+
+@each_model
+def test_compiles_into_one_graph(name):
+    network, x, time = network_and_inputs(name)
+    compiled = torch.compile(network, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x, time), network(x, time))
+
+
+def test_unet_refuses_sizes_and_channels_that_do_not_fit():
+    network = create_model("ddpm_test")
+    for shape in ((1, 3, 9, 8), (1, 1, 8, 8)):
+        with pytest.raises(ValueError, match="3 channels and sides divisible by 2"):
+            network(torch.zeros(shape), torch.zeros(1))
+    assert network(torch.zeros(1, 3, 16, 12), torch.zeros(1)).shape == (1, 3, 16, 12)
+
+
+def test_unet_starts_as_almost_nothing():
+    network = create_model("ddpm_tiny")
+    assert network(torch.randn(2, 3, 16, 16), torch.tensor([5.0])).abs().max() < 1e-3
+
+
+def test_time_features_by_their_definition():
+    features = timestep_embedding(torch.tensor([3.0]), 6)
+    rates = [1.0, 10000**-0.5, 10000**-1.0]
+    angles = 3 * torch.tensor([rates])
+    torch.testing.assert_close(features, torch.cat([angles.sin(), angles.cos()], dim=1))
+    half = timestep_embedding(torch.tensor([3.0]), 7, order="cos_sin", divisor="half")
+    assert half.shape == (1, 7) and half[0, 6] == 0
+    torch.testing.assert_close(half[0, :2], torch.cos(torch.tensor([3.0, 3 * 10000 ** (-1 / 3)])))
+
+
+def test_attention_by_its_definition():
+    q, k, v = torch.randn(3, 2, 4, 5, 6).unbind(0)
+    weights = (q @ k.transpose(-1, -2) / 6**0.5).softmax(-1)
+    torch.testing.assert_close(attention(q, k, v), weights @ v)
+
+
+def test_registry_names_and_errors():
+    assert "ddpm_cifar10" in list_models("ddpm*") and list_models("ddpm*", kind="classifier") == []
+    with pytest.raises(ValueError, match="Did you mean 'ddpm_cifar10'"):
+        create_model("ddpm_cifar")
+    with pytest.raises(ValueError, match="'num_res_blocks'"):
+        create_model("ddpm_test", num_resblocks=3)
+    with pytest.raises(ValueError, match="belongs to UNet"):
+        register_model("ddpm_test", torch.nn.Linear)
+    with pytest.raises(ValueError, match="'denoiser'"):
+        list_models(kind="denoisr")

@@ -1,0 +1,191 @@
+"""Samplers: orders of convergence on a Gaussian, seeds, guidance, and what is refused."""
+
+import math
+
+import orders
+import pytest
+import torch
+
+import minidiff
+from minidiff import Diffusion, create_model, sample, schedules, seeded_noise
+from minidiff.guidance import classifier_free, condition
+from minidiff.samplers import ddim, ddpm
+from minidiff.spacings import spacing
+
+
+@pytest.fixture(scope="module")
+def diffusion():
+    torch.manual_seed(0)
+    network = create_model("ddpm_test", num_classes=4)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))  # the fresh network returns nearly nothing
+    return Diffusion(network, schedules.cosine(), "v", shape=(3, 8, 8))
+
+
+@pytest.mark.parametrize("name, expected", [("ddim", 1), ("ddim, eta 1", 1), ("ddpm, small", 1), ("ddpm, large", 1)])
+def test_order_of_convergence_on_a_gaussian(name, expected):
+    assert orders.measured_order(name) == pytest.approx(expected, abs=0.15)
+
+
+def test_eta_one_in_every_step_is_ddpm():
+    denoise, schedule = orders.gaussian_denoiser(schedules.linear()), schedules.linear()
+    x, times = torch.randn(5, 1, 2, 2).double(), spacing(schedules.linear(), 20)
+    runs = []
+    for sampler, options in ((ddim, {"eta": 1.0}), (ddpm, {"variance": "small"})):
+        runs.append([step.x for step in sampler(denoise, schedule, x, times, seeded_noise(range(5)), **options)])
+    torch.testing.assert_close(torch.stack(runs[0]), torch.stack(runs[1]), rtol=1e-10, atol=1e-10)
+
+
+def test_deterministic_sampler_draws_no_noise_and_stochastic_ones_once_a_step():
+    calls = []
+
+    def noise(x):
+        calls.append(len(x))
+        return torch.zeros_like(x)
+
+    schedule = schedules.linear()
+    denoise, times = orders.gaussian_denoiser(schedule), spacing(schedule, 7)
+    x = torch.zeros(2, 1, 2, 2)
+    list(ddim(denoise, schedule, x, times, noise))
+    assert calls == []
+    list(ddim(denoise, schedule, x, times, noise, eta=0.5))
+    list(ddpm(denoise, schedule, x, times, noise))
+    assert calls == [2] * 14
+
+
+def test_inversion_comes_back():
+    schedule = schedules.linear()
+    denoise = orders.gaussian_denoiser(schedule)
+    up = [i / 1000 for i in range(1, 1001)]
+    x = torch.randn(4, 1, 2, 2).double()
+    noise = list(ddim(denoise, schedule, x, up))[-1].x
+    back = list(ddim(denoise, schedule, noise, up[::-1]))[-1].x
+    assert (back - x).abs().max() < 0.02
+
+
+def test_noise_is_bit_equal_for_any_batch_size():
+    pairs = [(7, i) for i in range(16)]
+    whole = seeded_noise(pairs)
+    first, second = whole(torch.empty(16, 3, 8, 8)), whole(torch.empty(16, 3, 8, 8))
+    assert not torch.equal(first, second)
+    for size in (1, 3):
+        for start in range(0, 16, size):
+            chosen = pairs[start : start + size]
+            part = seeded_noise(chosen)(torch.empty(len(chosen), 3, 8, 8))
+            assert torch.equal(part, first[start : start + size])
+    assert abs(first.mean()) < 0.05 and first.std() == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("options", [{"sampler": "ddim"}, {"sampler": "ddpm"}, {"guidance": 3.0}])
+def test_pictures_do_not_depend_on_the_batch_size(diffusion, options):
+    runs = [
+        sample(diffusion, 16, y=torch.arange(16) % 4, steps=8, batch_size=size, progress=False, **options)
+        for size in (1, 3, 16)
+    ]
+    for other in runs[1:]:
+        assert (other - runs[0]).abs().max() < 1e-4
+    assert (sample(diffusion, 16, y=1, steps=8, seed=1, progress=False) - runs[0]).abs().max() > 0.1
+
+
+def test_sample_sees_every_step_and_gives_training_mode_back(diffusion):
+    diffusion.train()
+    seen = []
+    pictures = sample(diffusion, 5, y=0, steps=4, batch_size=2, progress=False, on_step=seen.append)
+    assert diffusion.training and pictures.shape == (5, 3, 8, 8) and not pictures.requires_grad
+    assert [step.t for step in seen] == pytest.approx([0.75, 0.5, 0.25, 0.0] * 3)
+    torch.testing.assert_close(torch.cat([seen[3].x, seen[7].x, seen[11].x]), pictures)
+    assert max(step.x0.abs().max() for step in seen) <= 1
+
+
+def test_guidance_of_one_is_the_conditional_model_and_null_is_its_own_condition(diffusion):
+    x, y = torch.randn(3, 3, 8, 8), torch.tensor([0, 1, 2])
+    null = diffusion.network.null(y)
+    conditional = condition(diffusion.denoise, y)(x, 0.5).out
+    unconditional = condition(diffusion.denoise, null)(x, 0.5).out
+    for scale in (0.0, 1.0, 2.5):
+        guided = classifier_free(diffusion.denoise, y, scale, null)(x, 0.5)
+        torch.testing.assert_close(guided.out, unconditional + scale * (conditional - unconditional))
+    assert (conditional - unconditional).abs().max() > 1e-3
+
+
+def test_guidance_covers_all_channels_and_keeps_the_variance_of_the_condition():
+    network = create_model("ddpm_test", in_channels=4, out_channels=8, num_classes=3)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    diffusion = Diffusion(network, schedules.linear(), learned_range=True, shape=(4, 8, 8))
+    x, y = torch.randn(2, 4, 8, 8), torch.tensor([0, 1])
+    plain, guided = diffusion.denoise(x, 0.5, y), classifier_free(diffusion.denoise, y, 4.0, network.null(y))(x, 0.5)
+    torch.testing.assert_close(guided.v_range, plain.v_range)
+    assert ((guided.out - plain.out).abs().amax((0, 2, 3)) > 1e-4).all()
+
+
+def test_learned_variance_lies_between_small_and_large():
+    schedule = schedules.linear()
+    exact, times = orders.gaussian_denoiser(schedule), spacing(schedule, 10)
+    x = torch.randn(3, 1, 2, 2).double()
+
+    def says(value):
+        def denoise(x, t):
+            prediction = exact(x, t)
+            prediction.v_range = torch.full_like(x, value)
+            return prediction
+
+        return denoise
+
+    def run(denoise, variance):
+        return torch.stack([s.x for s in ddpm(denoise, schedule, x, times, seeded_noise(range(3)), variance=variance)])
+
+    torch.testing.assert_close(run(says(-1.0), "learned"), run(exact, "small"))
+    torch.testing.assert_close(run(says(1.0), "learned"), run(exact, "large"))
+
+
+def test_no_operation_of_the_sampler_loop_is_wasted():
+    """Operations that a step adds to the network's own: a deterministic count, the same on every machine."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Count(TorchDispatchMode):
+        ops = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.ops += 1
+            return func(*args, **(kwargs or {}))
+
+    schedule, x = schedules.linear(), torch.zeros(2, 3, 8, 8)
+
+    def denoise(x, t):
+        return minidiff.Prediction("x0", x, x, *schedule(t))
+
+    for sampler, most in ((ddim, 2), (ddpm, 3)):
+        with Count() as count:
+            list(sampler(denoise, schedule, x, spacing(schedule, 10), lambda x: x))
+        assert count.ops <= 10 * most + 2
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        ({"sampler": "dimm"}, "'ddim'"),
+        ({"steps": 0}, "at least 1"),
+        ({"steps": 1001}, "at most 1000"),
+        ({"etta": 1.0}, "'eta'"),
+        ({"sampler": "ddpm", "variance": "learned"}, "learned range"),
+        ({"y": None}, "labels are missing"),
+        ({"y": 9}, "from 0 to 3"),
+        ({"y": [0, 1]}, r"shape \(3,\)"),
+        ({"num": 0}, "at least 1"),
+        ({"spacing": "unifrm"}, "'uniform'"),
+    ],
+)
+def test_bad_values_are_named(diffusion, options, says):
+    with pytest.raises(ValueError, match=says):
+        sample(diffusion, **{"num": 3, "y": 0, "steps": 2, "progress": False, **options})
+
+
+def test_guidance_without_a_condition_is_refused():
+    diffusion = Diffusion(create_model("ddpm_test"), schedules.cosine(), "v", shape=(3, 8, 8))
+    with pytest.raises(ValueError, match="needs a condition"):
+        sample(diffusion, 2, guidance=2.0, steps=2, progress=False)
+    with pytest.raises(ValueError, match="one for each"):
+        seeded_noise([1, 2])(torch.empty(3, 2))
+    assert math.isfinite(sample(diffusion, 2, steps=2, progress=False).sum())
