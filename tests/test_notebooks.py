@@ -155,6 +155,7 @@ def add(nb, output):
         (lambda nb: add(nb, new_output("error", ename="ValueError", evalue="x", traceback=[])), "error: ValueError"),
         (lambda nb: add(nb, new_output("display_data", {notebook_run.WIDGET: {}})), "stores a widget"),
         (lambda nb: add(nb, new_output("stream", text="x" * 1_600_000)), "1.5 at most"),
+        (lambda nb: add(nb, new_output("stream", text="/a/site-packages/b.py:1: UserWarning")), "shows a path"),
         (lambda nb: nb.cells[0].update(source="# 90 A sample"), "has no Colab badge"),
     ],
 )

@@ -60,6 +60,9 @@ def check_outputs(nb):
                 complaints.append(f"cell {number} stores an error: {output.ename}: {output.evalue[:80]}")
             if WIDGET in output.get("data", {}):
                 complaints.append(f"cell {number} stores a widget")
+            text = str(output.get("text", "")) + str(output.get("data", {}).get("text/plain", ""))
+            if "site-packages" in text or str(badges.ROOT) in text:
+                complaints.append(f"cell {number} shows a path of the machine it ran on (a warning?): {text[:150]!r}")
     made_with = nb.metadata.get("minidiff", {}).get("code")
     if made_with is None:
         complaints.append("was never executed")
