@@ -179,7 +179,7 @@ def init_weights(layer):
 register_model("ddpm_cifar10", UNet, image_size=32, ch=128, ch_mult=(1, 2, 2, 2), attn_resolutions=(16,), dropout=0.1)
 register_model("ddpm_lsun256", UNet, image_size=256, ch=128, ch_mult=(1, 1, 2, 2, 4, 4), attn_resolutions=(16,))
 register_model(
-    "ddpm_tiny", UNet, image_size=16, ch=32, ch_mult=(1, 2, 2), num_res_blocks=1, attn_resolutions=(8, 4), num_groups=8
+    "ddpm_tiny", UNet, image_size=16, ch=24, ch_mult=(1, 2, 2), num_res_blocks=1, attn_resolutions=(8, 4), num_groups=8
 )  # fmt: skip
 register_model(
     "ddpm_test", UNet, image_size=8, ch=8, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), num_groups=2
