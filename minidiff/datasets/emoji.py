@@ -6,6 +6,7 @@ with a Lanczos filter on loading, because at 16 pixels it keeps the eyes of a fa
 
 import csv
 import hashlib
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -37,7 +38,8 @@ def load(*, size=16, split="train", style="both", variants=False, style_in_capti
             "data set 'emoji': variants=True with size=64, but the skin-tone variants are kept at 32 pixels; take"
             " size=32 or variants=False."
         )
-    rows = table()
+    folder = data_folder() / "emoji"
+    rows = table(folder)
     bases = sum(not row["tone"] for row in rows)
     rows = rows if variants else rows[:bases]
     keep = [i for i, row in enumerate(rows) if split == "all" or (split == "test") == in_test(row["group_name"])]
@@ -46,9 +48,10 @@ def load(*, size=16, split="train", style="both", variants=False, style_in_capti
     for number, vendor in enumerate(STYLES):
         if style not in ("both", vendor):
             continue
-        tiles = read_sheet(f"{vendor}_64.webp", bases, 64, size)
+        tiles = read_sheet(folder / f"{vendor}_64.webp", bases, 64, size)
         if variants:
-            tiles = np.concatenate([tiles, read_sheet(f"{vendor}_tones_32.webp", len(rows) - bases, 32, size)])
+            tones = read_sheet(folder / f"{vendor}_tones_32.webp", len(rows) - bases, 32, size)
+            tiles = np.concatenate([tiles, tones])
         pictures.append(tiles[keep])
         labels += [classes.index(rows[i]["category"]) for i in keep]
         captions += [rows[i]["caption"] + f", {vendor} style" * style_in_caption for i in keep]
@@ -63,9 +66,9 @@ def load(*, size=16, split="train", style="both", variants=False, style_in_capti
     )  # fmt: skip
 
 
-def table():
+def table(folder):
     """The rows of emoji.tsv in the order of the sheets: first the emoji, then the skin-tone variants."""
-    with open(data_folder() / "emoji" / "emoji.tsv", encoding="utf-8", newline="") as file:
+    with open(folder / "emoji.tsv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     for row in rows:
         row["group_name"] = rows[int(row["group"])]["code"]
@@ -77,11 +80,12 @@ def in_test(name):
     return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 2**32 < TEST_SHARE
 
 
-def read_sheet(name, count, stored, size):
+@lru_cache(maxsize=4)  # train and test of both styles
+def read_sheet(path, count, stored, size):
     """The first `count` tiles of a sprite sheet, uint8 (count, size, size, 3), resized from `stored` pixels."""
     from PIL import Image
 
-    with Image.open(data_folder() / "emoji" / name) as file:
+    with Image.open(path) as file:
         sheet = file.convert("RGB")
     corners = [(i % COLUMNS * stored, i // COLUMNS * stored) for i in range(count)]
     tiles = [sheet.crop((x, y, x + stored, y + stored)) for x, y in corners]

@@ -11,6 +11,7 @@ import torch
 from .scenes import COLOURS, CROSS_ARM, RELATIONS, SHAPES, SIZES, Scene, Thing, canonical, coverage, parse
 
 INK = 0.12  # a pixel with less than this share of ink counts as white
+FULL = 0.5  # no scene covers this share of the picture
 SPECK = 0.005  # patches smaller than this share of the picture are not objects
 BACKGROUND = 0.01  # the largest mean square of ink outside the objects
 MISFIT = 0.1  # the largest squared difference in coverage, relative to the object's own
@@ -44,7 +45,8 @@ def read_one(pixels):
         return None
     size = pixels.shape[-1]
     ink = 1 - pixels.clip(-1, 1)  # (3, S, S), 0 is white
-    found = patches(ink.max(0) / 2 > INK, size)
+    mask = ink.max(0) / 2 > INK
+    found = patches(mask, size) if mask.mean() < FULL else []
     if not found or len(found) > 2:
         return None
     outside, things = np.ones((size, size), bool), []

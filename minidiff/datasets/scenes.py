@@ -63,13 +63,13 @@ def uniforms(seed, items, count):
 
     Not numpy's own generators: their streams may change from version to version, and one would be needed per item.
     """
-    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is meant
-        state = np.asarray(items, dtype=np.uint64)[:, None] * np.uint64(count) + np.arange(count, dtype=np.uint64)
-        return mix(state + mix(np.uint64(seed) + np.uint64(1))).astype(np.float64) / 2.0**64 * (1 - 2.0**-53)
+    state = np.asarray(items, dtype=np.uint64)[:, None] * np.uint64(count) + np.arange(count, dtype=np.uint64)
+    bits = mix(state + mix([seed + 1]))
+    return (bits >> np.uint64(11)).astype(np.float64) / 2.0**53
 
 
 def mix(state):
-    """One output of splitmix64 (Steele, Lea and Flood 2014) for each state."""
+    """The output of splitmix64 (Steele, Lea and Flood 2014) for each state of an array, modulo 2^64."""
     z = np.asarray(state, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

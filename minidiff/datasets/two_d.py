@@ -1,7 +1,7 @@
 """Two-dimensional sets: points (2,) in about [-1, 1], to look at what a model does to a whole distribution.
 
-Points of the Gaussian mixtures have no bound; those of `eight_gaussians` and `gaussian_grid` lie in [-1, 1] but for one
-in a hundred thousand, and `mixture` has a few in ten thousand outside.
+Gaussian mixtures have no bound: of `eight_gaussians` and `gaussian_grid` one point in a million lies outside [-1, 1],
+of `mixture` one in thirty thousand. All others stay inside.
 """
 
 import math
