@@ -40,7 +40,7 @@ RECIPES = {
         network=NET_32 | dict(num_classes=10), steps=60000, training=GPU),
     "shapes-unet-32": dict(
         data=dict(name="shapes", size=32), licence="made by minidiff, Apache-2.0",
-        network=NET_32 | dict(num_classes=24), steps=20000, training=GPU),
+        network=NET_32 | dict(num_classes=24), steps=20000, training=GPU | dict(workers=4)),
 }  # fmt: skip
 SMOKE = dict(steps=6, batch_size=4, warmup=2, save_every=3)
 
@@ -59,7 +59,7 @@ def main():
         options |= {key: SMOKE[key] for key in SMOKE} if arguments.smoke else {}
         device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
         if device == "cpu":
-            options |= dict(amp=None, compile=False)
+            options |= dict(amp=None, compile=False, workers=0)
         torch.manual_seed(arguments.seed)  # the initial weights
         dataset, diffusion = load_dataset(**recipe["data"]), make(recipe)
         weights = sum(weight.numel() for weight in diffusion.parameters())
@@ -84,7 +84,7 @@ def export(name, recipe, folder, out):
     dtype = min(("float16", "bfloat16"), key=lambda dtype: rounding(diffusion, dtype))
     losses = about["losses"][:step]
     card = {
-        "dataset": recipe["data"], "licence": recipe["licence"], **about["machine"],
+        "dataset": recipe["data"], "licence": recipe["licence"], **about.get("machine", {}),
         "steps": step, "of_steps": run["steps"], "seconds": round(about["seconds"]),
         "loss": round(losses[-max(1, step // 20):].mean().item(), 4), "file_dtype": dtype,
         "rounding": {dtype: float(f"{rounding(diffusion, dtype):.2g}") for dtype in ("float16", "bfloat16")},
@@ -95,8 +95,8 @@ def export(name, recipe, folder, out):
     save_pretrained(diffusion, out, card, dtype)
     size = os.path.getsize(out / WEIGHTS) / 1e6
     print(f"wrote {out} ({size:.1f} MB). For data/README.md:\n"
-          f"| `{name}` | {size:.1f} MB {dtype} | {recipe['data']} | {card['device']} | {step} | {card['seconds']} | "
-          f"{card['loss']} | `{card['command']}` |")
+          f"| `{name}` | {size:.1f} MB {dtype} | {recipe['data']} | {card.get('device')} | {step} | "
+          f"{card['seconds']} | {card['loss']} | `{card['command']}` |")
 
 
 def rounding(diffusion, dtype):

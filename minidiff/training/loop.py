@@ -48,6 +48,8 @@ def train(diffusion, dataset, *, steps, batch_size=64, lr=1e-3, warmup=100, deca
                  amp=amp, **({"steps": steps} if decay else {}))  # what a resumed run must share with its beginning
     _check(steps, fixed, device)
     diffusion.to(device).train()
+    if compile and device.type == "cuda":  # not in eager mode: each group norm would transpose twice
+        diffusion.network.to(memory_format=torch.channels_last)
     optimizer = _optimizer(diffusion, lr, betas, weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
     average = EMA(diffusion, ema, ema_warmup) if ema is not None else None
@@ -57,7 +59,7 @@ def train(diffusion, dataset, *, steps, batch_size=64, lr=1e-3, warmup=100, deca
         load_checkpoint(folder, *run)
     stream = batches(dataset, batch_size, seed, history.step, device, diffusion.network, workers)
     generator, bar = torch.Generator(device), Progress(history, progress)
-    with _own_random_state(device), _compiled(diffusion.network, compile and device.type), contextlib.closing(bar):
+    with _own_random_state(device), _compiled(diffusion.network, compile), contextlib.closing(bar):
         for step in range(history.start(), steps):
             images, y = next(stream)
             generator.manual_seed(stream_seed(seed, "noise", step))
@@ -125,16 +127,11 @@ def _own_random_state(device):
 
 
 @contextlib.contextmanager
-def _compiled(network, device_type):
-    """Inside, the network is compiled (`device_type` falsy: it is not); its weights and their names stay as they are.
-
-    channels_last pays only on CUDA and only compiled: in eager mode each group norm would transpose twice.
-    """
-    if not device_type:
+def _compiled(network, compile):
+    """Inside, with `compile`, the network is compiled; its weights and their names stay as they are."""
+    if not compile:
         yield
         return
-    if device_type == "cuda":
-        network.to(memory_format=torch.channels_last)
     network.compile()
     try:
         yield
