@@ -13,12 +13,12 @@
 import inspect
 from functools import partial
 
-from ..errors import unknown_name
-from . import digits, downloads, emoji, folder, shapes
-from .mixture import GaussianMixture
-from .record import InMemory, Record
-from .two_d import NAMES as _TWO_D
-from .two_d import two_d
+from minidiff.datasets import digits, downloads, emoji, folder, shapes
+from minidiff.datasets.mixture import GaussianMixture
+from minidiff.datasets.record import InMemory, Record
+from minidiff.datasets.two_d import NAMES as _TWO_D
+from minidiff.datasets.two_d import two_d
+from minidiff.errors import unknown_name
 
 __all__ = ["DATASETS", "GaussianMixture", "InMemory", "Record", "digits", "emoji", "folder", "list_datasets",
            "load_dataset", "shapes", "two_d"]  # fmt: skip

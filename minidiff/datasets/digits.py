@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from ..files import data_folder
-from .record import InMemory, expect
+from minidiff.datasets.record import InMemory, expect
+from minidiff.files import data_folder
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 

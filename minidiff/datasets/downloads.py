@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from ..files import cache_folder
-from .folder import of_files
-from .pictures import Pictures, as_rgb, square
-from .record import InMemory, expect, expect_whole
+from minidiff.datasets.folder import of_files
+from minidiff.datasets.pictures import Pictures, as_rgb, square
+from minidiff.datasets.record import InMemory, expect, expect_whole
+from minidiff.files import cache_folder
 
 FASHION = ("t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -11,8 +11,8 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from ..files import data_folder
-from .record import InMemory, expect
+from minidiff.datasets.record import InMemory, expect
+from minidiff.files import data_folder
 
 SIZES = (16, 32, 64)
 STYLES = ("google", "twitter")

@@ -4,8 +4,8 @@ import hashlib
 from functools import partial
 from pathlib import Path
 
-from .pictures import Pictures, open_picture, square
-from .record import expect, expect_whole
+from minidiff.datasets.pictures import Pictures, open_picture, square
+from minidiff.datasets.record import expect, expect_whole
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 TEST_SHARE = 0.1

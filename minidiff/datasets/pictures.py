@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from .record import InMemory, Record, to_float
+from minidiff.datasets.record import InMemory, Record, to_float
 
 
 def open_picture(path):

@@ -8,7 +8,18 @@ strict judge, which answers None when the best explanation is a poor one.
 import numpy as np
 import torch
 
-from .scenes import COLOURS, CROSS_ARM, RELATIONS, SHAPES, SIZES, Scene, Thing, canonical, coverage, parse
+from minidiff.datasets.scenes import (
+    COLOURS,
+    CROSS_ARM,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    Scene,
+    Thing,
+    canonical,
+    coverage,
+    parse,
+)
 
 INK = 0.12  # a pixel with less than this share of ink counts as white
 FULL = 0.5  # no scene covers this share of the picture

@@ -9,9 +9,9 @@
 import numpy as np
 import torch
 
-from .reading import read, score
-from .record import Record, expect, expect_whole
-from .scenes import (
+from minidiff.datasets.reading import read, score
+from minidiff.datasets.record import Record, expect, expect_whole
+from minidiff.datasets.scenes import (
     COLOURS,
     RELATIONS,
     SHAPES,

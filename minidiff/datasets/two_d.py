@@ -8,8 +8,8 @@ import math
 
 import torch
 
-from .mixture import GaussianMixture
-from .record import InMemory, expect, expect_whole
+from minidiff.datasets.mixture import GaussianMixture
+from minidiff.datasets.record import InMemory, expect, expect_whole
 
 
 def moons(num, generator):
