@@ -30,11 +30,11 @@ def create_model(name, **overrides):
     if name not in _MODELS:
         raise unknown_name("model", name, _MODELS)
     _, model, arguments = _MODELS[name]
-    valid = [p for p in inspect.signature(model).parameters]
+    defaults = {key: parameter.default for key, parameter in inspect.signature(model).parameters.items()}
     for key in overrides:
-        if key not in valid:
-            raise unknown_name(f"argument of {name}", key, valid)
-    arguments = {**arguments, **overrides}
+        if key not in defaults:
+            raise unknown_name(f"argument of {name}", key, defaults)
+    arguments = {**defaults, **arguments, **overrides}  # all of them: a default that changes must not change old files
     network = model(**arguments)
     network.name, network.arguments = name, arguments
     return network
