@@ -85,7 +85,7 @@ def _bisect(falls):
     return low
 
 
-@exercise("log-SNR falls evenly, so every step destroys the same share of what is left.")
+@exercise("log-SNR falls evenly: steps of equal length divide the SNR by equal factors.")
 def check_log_linear(log_linear):
     t = torch.linspace(0, 1, 9)
     for ends in ((12.0, -8.0), (10.0, -10.0)):  # unequal first: else swapping and reversing are the same
