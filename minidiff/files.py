@@ -7,12 +7,12 @@ PACKAGE = Path(__file__).resolve().parent
 
 
 def data_folder():
-    """The folder of shipped data: `MINIDIFF_DATA` if set, else `data/` of the clone, else the wheel's own copy.
+    """The folder of shipped data: `MINIDIFF_DATA` if set, else the wheel's own copy (a clone has none), else `data/`.
 
     Raises FileNotFoundError when none of the three holds data.
     """
     named = os.environ.get("MINIDIFF_DATA")
-    places = [Path(named)] if named else [PACKAGE.parent / "data", PACKAGE / "_data"]
+    places = [Path(named)] if named else [PACKAGE / "_data", PACKAGE.parent / "data"]
     for place in places:
         if (place / "README.md").is_file():
             return place
