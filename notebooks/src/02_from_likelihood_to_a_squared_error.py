@@ -257,8 +257,8 @@ exercises.check_posterior_coefficients(posterior_coefficients)
 # %% [markdown]
 # ## Ingredient two: the distance between two Gaussians
 #
-# $\mathrm{KL}(p_1\|p_2)$ is the average of $\log p_1 - \log p_2$ over $p_1$, in nats with the natural logarithm. For two Gaussians with means $m_i$ and
-# variances $v_i$ the logarithms are parabolas:
+# $\mathrm{KL}(p_1\|p_2)$ is the average of $\log p_1 - \log p_2$ over $p_1$, in nats with the natural logarithm.
+# For two Gaussians with means $m_i$ and variances $v_i$ the logarithms are parabolas:
 #
 # $$\log p_1(x)-\log p_2(x) = \tfrac12\Big[\log\frac{v_2}{v_1} - \frac{(x-m_1)^2}{v_1} + \frac{(x-m_2)^2}{v_2}\Big].$$
 #
@@ -823,8 +823,8 @@ with_ticks(plots.lines({
 # If all pictures are alike, the second part is 0 and $\tilde\beta$ is right. If $x_0$ is standard normal,
 # $\operatorname{Var}[x_0\mid x_t]=\sigma_t^2$, and the sum is exactly $\beta$. These are the *small* and the *large*
 # variance of DDPM, and reality lies between. Nichol and Dhariwal (2021) let the network say where: a second output
-# $v$ in $[-1, 1]$ (not the $v$ above) gives $\log\text{variance} = \frac{v+1}{2}\log\beta + \frac{1-v}{2}\log\tilde\beta$. In minidiff
-# that is `learned_range=True`. On the grid the right answer is known:
+# $v$ in $[-1, 1]$ (not the $v$ above) gives $\log\text{variance} = \frac{v+1}{2}\log\beta + \frac{1-v}{2}\log\tilde\beta$.
+# In minidiff that is `learned_range=True`. On the grid the right answer is known:
 
 # %%
 places = torch.unique(torch.logspace(math.log10(2), 3, 60).round()).tolist()
