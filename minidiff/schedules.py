@@ -35,7 +35,11 @@ class Schedule:
     def __call__(self, t):
         """(alpha, sigma) at time t: floats for a float, tensors (B,) for a tensor (B,). (1, 0) at t = 0."""
         if isinstance(t, torch.Tensor):
+            if not t.is_floating_point():
+                raise ValueError(f"t must hold floats from 0 to 1, got {t.dtype}; step i of T is at t = (i + 1) / T")
             return self._alpha_sigma(t, torch)
+        if self.steps and not -1e-6 < t < 1 + 1e-6:  # the table would take it for one of its ends
+            raise ValueError(f"t must be from 0 to 1, got {t}; step i of {self.steps} is at t = (i + 1) / {self.steps}")
         return (1.0, 0.0) if t == 0 else self._alpha_sigma(float(t), math)
 
     def log_snr(self, t):
@@ -50,7 +54,8 @@ class Schedule:
     def inverse(self, log_snr):
         """The time at which log(alpha^2 / sigma^2) has this value: a float for a float, a tensor for a tensor."""
         if isinstance(log_snr, torch.Tensor):
-            return self._inverse(log_snr, torch)
+            t = self._inverse(log_snr, torch)
+            return torch.where(log_snr.isinf(), (log_snr < 0).to(t.dtype), t)
         if math.isinf(log_snr):
             return 0.0 if log_snr > 0 else 1.0
         return self._inverse(float(log_snr), math)
@@ -59,7 +64,8 @@ class Schedule:
         """(alpha', sigma') = d/dt (alpha, sigma), so that dx/dt = alpha' x0 + sigma' eps.
 
         On a discrete schedule the rates of the interval that ends at t. sigma' is infinite at t = 0 where the
-        variance starts with a finite slope (all variance-preserving schedules).
+        variance starts with a finite slope (all variance-preserving schedules). NaN at the end of a table whose last
+        beta is 1: alpha jumps to 0 there.
         """
         if isinstance(t, torch.Tensor):
             return self._rates(t, torch)
@@ -105,6 +111,7 @@ def from_betas(name, arguments, betas):
     if betas.ndim != 1 or not ((betas > 0) & (betas <= 1)).all():
         raise ValueError(
             f"betas must be a vector of numbers in (0, 1], got shape {betas.shape} from {betas.min()} to {betas.max()}"
+            f" for {name!r}; more steps, or a smaller largest beta, keep them below 1"
         )
     steps = len(betas)
     with np.errstate(divide="ignore"):  # log alpha is -inf where the last beta is 1 (zero terminal SNR)
@@ -115,7 +122,8 @@ def from_betas(name, arguments, betas):
     def position(t):  # (B,) -> indices of the points below and above, and the weight of the one above
         place = t * steps
         nearest = place.round()
-        snapped = torch.where((place - nearest).abs() < (1e-6 if t.dtype == torch.float64 else 1e-3), nearest, place)
+        near = max(1e-6, 4 * steps * torch.finfo(t.dtype).eps)  # as for floats, but at least what rounding makes of t
+        snapped = torch.where((place - nearest).abs() < near, nearest, place)
         above = snapped.ceil().clamp(0, steps)
         below = (above - 1).clamp(min=0)
         return below.long(), above.long(), snapped - below
@@ -123,7 +131,7 @@ def from_betas(name, arguments, betas):
     def device_table(t):
         key = (t.device, t.dtype)
         if key not in on_device:
-            on_device[key] = torch.as_tensor(table).to(t.device, t.dtype)
+            on_device[key] = torch.as_tensor(table).to(t.dtype).to(t.device)  # no float64 on the device
         return on_device[key]
 
     def log_alpha(t, xp):
@@ -167,7 +175,7 @@ def _variance_preserving(log_alpha, slope, time_of):
 
     def alpha_sigma(t, xp):
         log = log_alpha(t, xp)
-        return xp.exp(log), xp.sqrt(-xp.expm1(2 * log))
+        return xp.exp(log), xp.sqrt(abs(xp.expm1(2 * log)))  # abs, since the negative of 0 would make -inf of a rate
 
     def rates(t, xp):
         alpha, sigma = alpha_sigma(t, xp)
@@ -191,9 +199,15 @@ def _betas_from(alpha_bar, steps, max_beta=0.999):
     return np.array([min(1 - at[i + 1] / at[i], max_beta) for i in range(steps)])
 
 
-def _check_steps(steps):
-    if steps is not None and (not isinstance(steps, int) or steps < 1):
-        raise ValueError(f"steps must be a whole number of at least 1, or None for continuous time; got {steps!r}")
+def _check_steps(steps, continuous=False):
+    if not (continuous and steps is None) and (not isinstance(steps, int) or steps < 1):
+        way_out = ", or None for continuous time" if continuous else "; linear and cosine take None for continuous time"
+        raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}{way_out}")
+
+
+def _check_sigmas(sigma_min, sigma_max):
+    if not 0 < sigma_min < sigma_max:
+        raise ValueError(f"expected 0 < sigma_min < sigma_max, got sigma_min={sigma_min} and sigma_max={sigma_max}")
 
 
 def linear(steps=1000, beta_min=0.1, beta_max=20.0):
@@ -202,7 +216,7 @@ def linear(steps=1000, beta_min=0.1, beta_max=20.0):
     Discrete: betas from beta_min / T to beta_max / T. Continuous: beta(t) = beta_min + (beta_max - beta_min) t and
     log alpha = -(beta_max - beta_min) t^2 / 4 - beta_min t / 2 (Song et al. 2021, eq. 29).
     """
-    _check_steps(steps)
+    _check_steps(steps, continuous=True)
     arguments = {"steps": steps, "beta_min": beta_min, "beta_max": beta_max}
     if steps is not None:
         return from_betas("linear", arguments, np.linspace(beta_min / steps, beta_max / steps, steps))
@@ -227,7 +241,7 @@ def cosine(steps=1000, offset=0.008, max_beta=0.999):
     alpha(t) = cos((t + offset) / (1 + offset) pi / 2) / cos(offset / (1 + offset) pi / 2). With `steps=None` this is
     taken as it stands: alpha(1) is exactly 0, which suits v prediction and forbids eps prediction.
     """
-    _check_steps(steps)
+    _check_steps(steps, continuous=True)
     arguments = {"steps": steps, "offset": offset, "max_beta": max_beta}
     scale = math.pi / 2 / (1 + offset)
     first = math.cos(offset * scale)
@@ -284,8 +298,10 @@ def zero_terminal_snr(schedule):
     sqrt(alpha-bar) is shifted to end at 0 and scaled to keep its first value. The last beta is 1, so eps and score
     say nothing about x0 there: train with v, x0 or flow prediction, and sample from the last step.
     """
-    if schedule.betas is None:
-        raise ValueError(f"zero_terminal_snr needs a discrete schedule, got {schedule}; pass linear(1000), for example")
+    if schedule.betas is None or schedule.steps < 2:
+        raise ValueError(
+            f"zero_terminal_snr needs a discrete schedule of at least 2 steps, got {schedule}; pass linear(1000), say"
+        )
     root = np.sqrt(schedule.alphas_cumprod)
     root = (root - root[-1]) * root[0] / (root[0] - root[-1])
     alpha_bar = root**2
@@ -299,6 +315,7 @@ def zero_terminal_snr(schedule):
 
 def variance_exploding(sigma_min=0.01, sigma_max=50.0):
     """alpha = 1, sigma = sigma_min (sigma_max / sigma_min)^t: the VE SDE (Song et al. 2021); (1, 0) at t = 0."""
+    _check_sigmas(sigma_min, sigma_max)
     ratio = sigma_max / sigma_min
     log_ratio = math.log(ratio)
 
@@ -322,6 +339,7 @@ def edm(sigma_min=0.002, sigma_max=80.0):
 
     `sigma_min` is where the Karras spacing ends before its step to 0; t may exceed 1 under churn.
     """
+    _check_sigmas(sigma_min, sigma_max)
 
     def alpha_sigma(t, xp):
         return (torch.ones_like(t) if xp is torch else 1.0), sigma_max * t

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from minidiff.errors import unknown_name
+from minidiff.errors import check_whole, unknown_name
 
 
 def spacing(schedule, steps, kind="uniform", *, t_end=0.0, rho=7.0):
@@ -15,26 +15,31 @@ def spacing(schedule, steps, kind="uniform", *, t_end=0.0, rho=7.0):
       "quadratic"  evenly spaced in the square root of t: more steps near the data
       "trailing"   discrete steps T, T - T/N, ... (Lin et al. 2024); "leading": those that end at step 1
       "sections"   ADM's respacing: `steps` is a count, or "90,60,60,20,20" for equal sections with their own counts
-      "ddim"       every so manieth discrete step from the first, with exactly `steps` of them
+      "ddim"       every n-th discrete step from the first, with the n that takes exactly `steps` of them
       "karras"     evenly spaced in (sigma / alpha)^(1 / rho) (Karras et al. 2022, eq. 5), then `t_end`
       "log_snr"    evenly spaced in log-SNR (Lu et al. 2022)
-    Raises ValueError for fewer than one step, more than T, or counts that do not fit the schedule.
+    Raises ValueError for fewer than one step, more than T, counts that do not fit the schedule, or a `t_end` that is
+    not below all other times.
     """
     if kind not in SPACINGS:
         raise unknown_name("spacing", kind, SPACINGS)
     if kind != "sections" or not isinstance(steps, str):
-        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-            raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
+        check_whole("steps", steps)
         if schedule.steps and steps > schedule.steps:
             raise ValueError(
                 f"steps must be at most {schedule.steps}, the number of steps of {schedule}; got {steps}"
             )
+    if not 0 <= t_end < 1:
+        raise ValueError(f"t_end must be at least 0 and below 1, got {t_end}")
     if kind in DISCRETE:
         if not schedule.steps:
             raise ValueError(f'spacing "{kind}" picks discrete steps, and {schedule} has none; use "uniform"')
-        indices = SPACINGS[kind](schedule.steps, steps)
-        return [(i + 1) / schedule.steps for i in reversed(indices)] + [t_end]
-    return SPACINGS[kind](schedule, steps, t_end, rho)
+        times = [(i + 1) / schedule.steps for i in reversed(SPACINGS[kind](schedule.steps, steps))]
+    else:
+        times = SPACINGS[kind](schedule, steps, t_end, rho)[:-1]
+    if t_end >= times[-1]:
+        raise ValueError(f"t_end must be below the last time before it, {times[-1]:g}; got {t_end}")
+    return [*times, t_end]  # t_end exactly, not through the inverse of a scale
 
 
 # --- picking discrete steps: (T, steps) -> indices in 0 .. T-1, ascending ---------------------------------------------
@@ -96,7 +101,7 @@ def _last_noisy_time(schedule, t_end):
 
 def _first_noisy_time(schedule):
     """The first time of a scale on which pure noise, alpha = 0, lies at infinity: slightly below 1 there."""
-    return 1.0 if schedule(1.0)[0] > 1e-8 else 1 - 1e-3
+    return 1.0 if schedule(1.0)[0] > 1e-8 else 1 - 1 / (schedule.steps or 1000)
 
 
 def _on_scale(schedule, steps, t_end, to_scale, from_scale):

@@ -25,6 +25,7 @@ def test_data_is_untouched_at_zero(schedule):
     assert schedule(0.0) == (1.0, 0.0)
     alpha, sigma = schedule(torch.zeros(3))
     assert torch.equal(alpha, torch.ones(3)) and torch.equal(sigma, torch.zeros(3))
+    assert schedule.rates(torch.zeros(1))[1] >= 0  # the noise grows: not -inf from a zero with a sign
 
 
 @each_schedule
@@ -45,6 +46,8 @@ def test_inverse_undoes_log_snr(schedule):
     t = torch.tensor(TIMES, dtype=torch.float64)
     torch.testing.assert_close(schedule.inverse(schedule.log_snr(t)), t, rtol=0, atol=1e-9)
     assert schedule.inverse(math.inf) == 0.0
+    ends = torch.tensor([math.inf, -math.inf])
+    assert schedule.inverse(ends).tolist() == [0.0, 1.0]
 
 
 @each_schedule
@@ -83,6 +86,17 @@ def test_discrete_linear_approaches_the_continuous_one():
     assert gaps[1] < gaps[0] / 3 < 1e-3
 
 
+@pytest.mark.parametrize("steps", [1, 50, 8000])
+def test_float32_snaps_to_the_points_whatever_their_number(steps):
+    schedule = schedules.cosine(steps)
+    t = (torch.arange(steps) + 1) / steps
+    alphas = schedule(t)[0].double()
+    np.testing.assert_allclose(alphas, np.sqrt(schedule.alphas_cumprod), rtol=1e-6)
+    before = schedule(t - 1 / steps)[0].double()
+    np.testing.assert_allclose(before[1:], alphas[:-1], rtol=1e-6)
+    assert schedule(torch.tensor([1e-5]))[1] > 0  # near a point is not on it
+
+
 def test_zero_terminal_snr_ends_in_noise_and_keeps_its_first_step():
     schedule = schedules.zero_terminal_snr(schedules.scaled_linear())
     assert schedule(1.0) == (0.0, 1.0) and schedule.log_snr(1.0) == -math.inf
@@ -110,8 +124,15 @@ def test_times_fall_from_the_start_to_the_end(kind):
     times = spacing(schedules.cosine(), 20, kind)
     assert len(times) == 21 and times[-1] == 0.0 and times[0] <= 1
     assert all(a > b for a, b in zip(times, times[1:]))
-    assert spacing(schedules.cosine(), 20, kind, t_end=1e-4)[-1] == pytest.approx(1e-4)
+    assert spacing(schedules.cosine(), 20, kind, t_end=1e-4)[-1] == 1e-4
     assert len(spacing(schedules.cosine(), 1, kind)) == 2
+
+
+@pytest.mark.parametrize("kind", ["karras", "log_snr"])
+@pytest.mark.parametrize("schedule", [schedules.zero_terminal_snr(schedules.linear(100)), schedules.flow()], ids=str)
+def test_scales_without_an_end_start_just_below_pure_noise(schedule, kind):
+    times = spacing(schedule, 10, kind)
+    assert len(times) == 11 and 0.98 < times[0] < 1 and all(a > b for a, b in zip(times, times[1:]))
 
 
 def test_spacings_by_their_definitions():
@@ -135,7 +156,15 @@ def test_spacings_by_their_definitions():
         (lambda: make_schedule("cosin"), "'cosine'"),
         (lambda: schedules.linear(0), "at least 1"),
         (lambda: schedules.from_betas("mine", {}, [0.1, 1.2]), r"\(0, 1\]"),
+        (lambda: schedules.linear(10), "more steps"),
+        (lambda: schedules.scaled_linear(None), "got None; linear and cosine"),
+        (lambda: schedules.variance_exploding(0), "got sigma_min=0"),
+        (lambda: schedules.linear()(500), r"got 500; step i of 1000 is at t = \(i \+ 1\) / 1000"),
+        (lambda: schedules.linear()(torch.tensor([500])), "floats from 0 to 1, got torch.int64"),
         (lambda: schedules.zero_terminal_snr(schedules.flow()), "discrete"),
+        (lambda: schedules.zero_terminal_snr(schedules.linear(1)), "at least 2 steps"),
+        (lambda: spacing(schedules.linear(), 4, "quadratic", t_end=-1.0), "t_end must be at least 0 .* got -1"),
+        (lambda: spacing(schedules.linear(), 4, "leading", t_end=1e-3), "below the last time before it, 0.001"),
         (lambda: spacing(schedules.linear(), 0), "at least 1, got 0"),
         (lambda: spacing(schedules.linear(), 2.5), "got 2.5"),
         (lambda: spacing(schedules.linear(), 1001), "at most 1000"),
