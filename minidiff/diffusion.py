@@ -1,5 +1,6 @@
 """`Diffusion`: a network, a noise schedule and a prediction type tied into one model with a loss and a denoiser."""
 
+import contextlib
 import math
 
 import torch
@@ -7,7 +8,7 @@ from torch import nn
 
 from minidiff.errors import unknown_name
 from minidiff.losses import loss_weight
-from minidiff.prediction import Prediction, check_kind, target
+from minidiff.prediction import SIGMA_DATA, Prediction, check_kind, target
 from minidiff.schedules import match
 from minidiff.variational import posterior, prior_term, variational_term
 
@@ -54,6 +55,10 @@ class Diffusion(nn.Module):
             raise ValueError(
                 f'prediction="{prediction}" cannot say what x0 is where alpha = 0, and {schedule} ends there; use "v"'
             )
+        if learned_range and not schedule.steps:
+            raise ValueError(
+                f"a learned range lies between variances of discrete steps, and {schedule} has none; use linear(1000)"
+            )
         self.network, self.schedule, self.prediction, self.time = network, schedule, prediction, time
         self.learned_range, self.shape, self.value_range = learned_range, tuple(shape), tuple(value_range)
         self.latents = latents
@@ -61,8 +66,8 @@ class Diffusion(nn.Module):
 
     @property
     def device(self):
-        """The device of the network's first parameter."""
-        return next(self.network.parameters()).device
+        """The device of the network's first parameter; the CPU if it has none."""
+        return next((parameter.device for parameter in self.network.parameters()), torch.device("cpu"))
 
     # --- forward process ---------------------------------------------------------------------------------------
 
@@ -98,8 +103,14 @@ class Diffusion(nn.Module):
         time = TIMES[self.time](t, self.schedule)
         if not isinstance(time, torch.Tensor):
             time = torch.full((1,), time, device=x_t.device)  # float32, shared by the whole batch
-        x = x_t / (sigma**2 + (0.5 * alpha) ** 2) ** 0.5 if self.prediction == "edm" else x_t  # c_in, eq. 7
-        out = self.network(x, time.float(), y, **inputs)
+        x = x_t / (sigma**2 + (SIGMA_DATA * alpha) ** 2) ** 0.5 if self.prediction == "edm" else x_t  # c_in, eq. 7
+        out = self.network(x, time.float().view(-1), y, **inputs)
+        channels = (2 if self.learned_range else 1) * x_t.shape[1]
+        if out.shape[1] != channels:  # one channel would broadcast against three, and train in silence
+            raise ValueError(
+                f"the network must return {channels} channels with learned_range={self.learned_range}, for images of"
+                f" {x_t.shape[1]}; got {out.shape[1]}. Make it with out_channels={channels}, or change learned_range"
+            )
         out, v_range = out.chunk(2, dim=1) if self.learned_range else (out, None)
         return Prediction(self.prediction, x_t, out, alpha, sigma, v_range)
 
@@ -116,7 +127,7 @@ class Diffusion(nn.Module):
         variational term of the hybrid loss is added, times `variational` (default T / 1000; Nichol and Dhariwal
         2021, eq. 16). Raises ValueError for images or labels that do not fit.
         """
-        self.check_batch(x0, y)
+        self.check_batch(x0, y, values=not self._checked and not torch.compiler.is_compiling())
         t = self.sample_times(len(x0), generator, x0.device) if t is None else t
         eps = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype) if eps is None else eps
         if p_uncond:
@@ -136,21 +147,24 @@ class Diffusion(nn.Module):
             losses = losses + scale * variational_term(self.schedule, x0, t, frozen, "learned")
         return losses
 
-    def check_batch(self, x0, y=None):
-        """Raise ValueError unless images and condition fit this model; the first batch is checked value by value."""
-        if tuple(x0.shape[1:]) != self.shape:
-            raise ValueError(f"images must have shape (B, {', '.join(map(str, self.shape))}), got {tuple(x0.shape)}")
-        if self._checked:
+    def check_batch(self, x0, y=None, values=True):
+        """Raise ValueError unless images and condition fit this model; `values` are checked where that may wait."""
+        if tuple(x0.shape[1:]) != self.shape or not len(x0):
+            raise ValueError(
+                f"images must have shape (B, {', '.join(map(str, self.shape))}), got {tuple(x0.shape)}; resize them, or"
+                " make the Diffusion, and its network, for their shape"
+            )
+        if not values:
             return
-        self._checked = True
         check_labels(self.network, y, len(x0))
         if self.latents is None:
-            low, high = (value.item() for value in torch.aminmax(x0))
-            if low < self.value_range[0] - 1e-3 or high > self.value_range[1] + 1e-3:
+            (least, most), (low, high) = self.value_range, (value.item() for value in torch.aminmax(x0))
+            if not x0.is_floating_point() or not (low >= least - 1e-3 and high <= most + 1e-3):  # catches NaN, too
                 raise ValueError(
-                    f"images must lie in [{self.value_range[0]:g}, {self.value_range[1]:g}], got values from {low:g} to"
-                    f" {high:g}; bytes become x / 127.5 - 1 (or pass value_range=... to Diffusion for other data)"
+                    f"images must be floats in [{least:g}, {most:g}], got {x0.dtype} from {low:g} to {high:g}; bytes"
+                    " become x / 127.5 - 1 (or pass value_range=... to Diffusion for other data)"
                 )
+        self._checked = True
 
     # --- posterior and variational bound -------------------------------------------------------------------------
 
@@ -174,26 +188,42 @@ class Diffusion(nn.Module):
         self.check_batch(x0, y)
         variance = variance or ("learned" if self.learned_range else "small")
         total = prior_term(self.schedule, x0)
-        for index in range(self.schedule.steps):
-            t = torch.full((len(x0),), (index + 1) / self.schedule.steps, device=x0.device)
-            eps = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
-            prediction = self.denoise(self.forward_process(x0, t, eps), t, y)
-            total = total + variational_term(self.schedule, x0, t, prediction, variance)
+        with eval_mode(self):
+            for index in range(self.schedule.steps):
+                t = torch.full((len(x0),), (index + 1) / self.schedule.steps, device=x0.device)
+                eps = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+                prediction = self.denoise(self.forward_process(x0, t, eps), t, y)
+                total = total + variational_term(self.schedule, x0, t, prediction, variance)
         return total
+
+
+@contextlib.contextmanager
+def eval_mode(model):
+    """Inside, all modules of `model` are in eval mode; afterwards each is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def check_labels(network, y, batch):
     """Raise ValueError unless y is what this network is conditioned on: None, or labels (batch,) in range."""
     classes = getattr(network, "num_classes", 0)
-    if not isinstance(y, torch.Tensor) or y.is_floating_point():
-        if classes and y is None:
-            raise ValueError(
-                f"labels are missing: this network knows {classes} classes. Pass y=torch.tensor([...]) with numbers"
-                f" from 0 to {classes - 1}, or network.null(...) for 'no class'"
-            )
-        return
     if not classes:
-        raise ValueError(f"labels were given to an unconditional network; drop y (got shape {tuple(y.shape)})")
+        if isinstance(y, torch.Tensor) and not y.is_floating_point():
+            raise ValueError(f"labels were given to an unconditional network; drop y (got shape {tuple(y.shape)})")
+        return
+    if y is None:
+        raise ValueError(
+            f"labels are missing: this network knows {classes} classes. Pass y=torch.tensor([...]) with numbers"
+            f" from 0 to {classes - 1}, or network.null(...) for 'no class'"
+        )
+    if not isinstance(y, torch.Tensor) or y.dtype not in (torch.int64, torch.int32):
+        got = y.dtype if isinstance(y, torch.Tensor) else type(y).__name__
+        raise ValueError(f"labels must be an int64 tensor ({batch},), got {got}; use torch.tensor([...]) or y.long()")
     if y.shape != (batch,):
         raise ValueError(f"labels must have shape ({batch},), one for each image, got {tuple(y.shape)}")
     low, high = (value.item() for value in torch.aminmax(y))

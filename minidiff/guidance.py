@@ -36,7 +36,9 @@ def classifier_free(denoise, y, scale, null, **inputs):
 
 
 def join(a, b):
-    """Two conditions as one batch: tensors are concatenated, tuples part by part."""
+    """Two conditions as one batch: tensors are concatenated, tuples part by part; None stays None."""
+    if a is None:
+        return None
     if isinstance(a, torch.Tensor):
         return torch.cat([a, b])
-    return type(a)(*(None if x is None else join(x, y) for x, y in zip(a, b)))
+    return type(a)(*(join(x, y) for x, y in zip(a, b)))

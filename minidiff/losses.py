@@ -7,7 +7,6 @@ from minidiff.prediction import KINDS, SIGMA_DATA
 
 # Each weight is written for the squared error of x0, as a function of the signal-to-noise ratio.
 WEIGHTS = {
-    "uniform": lambda snr: None,  # every kind counts its own error evenly; never asked for
     "min_snr": lambda snr, gamma=5.0: snr.clamp(max=gamma),  # Hang et al. 2023, section 3.3
     "p2": lambda snr, gamma=1.0, k=1.0: snr / (k + snr) ** gamma,  # Choi et al. 2022, eq. 8
     "edm": lambda snr: snr + SIGMA_DATA**-2,  # (sigma^2 + sd^2) / (sigma sd)^2, Karras et al. 2022, table 1
@@ -17,17 +16,14 @@ WEIGHTS = {
 def loss_weight(weight, kind, alpha, sigma, **options):
     """The factor (B,) for the mean squared error of a network of this kind, at alpha and sigma (B,).
 
-    weight: a name of WEIGHTS, with its options gamma and k. A weight w on the error of x0 becomes w b^2 on the error
-    of an output that enters x0 as b out: min(SNR, 5) / SNR for eps, min(SNR, 5) / (SNR + 1) for v, and so on. Where
-    the SNR is 0, and eps says nothing about x0, the factor for eps is its limit.
+    weight: "uniform", where every kind counts its own error evenly, or a name of WEIGHTS, with its options gamma and
+    k. A weight w on the error of x0 becomes w b^2 on the error of an output that enters x0 as b out:
+    min(SNR, 5) / SNR for eps, min(SNR, 5) / (SNR + 1) for v, and so on.
     """
-    if weight not in WEIGHTS:
-        raise unknown_name("weight", weight, WEIGHTS)
     if weight == "uniform":
         return torch.ones_like(alpha)
-    snr = (alpha / sigma) ** 2
-    on_x0 = WEIGHTS[weight](snr, **options)
-    if kind in ("eps", "score"):  # the score's error is counted times sigma, so it is that of eps
-        return torch.where(snr > 0, on_x0 / snr.clamp(min=torch.finfo(snr.dtype).tiny), 1.0)
+    if weight not in WEIGHTS:
+        raise unknown_name("weight", weight, ["uniform", *WEIGHTS])
+    kind = "eps" if kind == "score" else kind  # the score's error is counted times sigma, so it is that of eps
     (_, b), _ = KINDS[kind](alpha, sigma)
-    return on_x0 * b**2
+    return WEIGHTS[weight]((alpha / sigma) ** 2, **options) * b**2

@@ -177,6 +177,42 @@ def test_the_network_is_fed_the_time_of_its_paper():
     assert seen[0][1].tolist() == pytest.approx([math.log(40) / 4]) and diffusion.time == "log_sigma/4"
 
 
+def test_a_time_without_dimension_is_shared_by_the_batch():
+    x, diffusion = torch.randn(2, 3, 8, 8), model()
+    torch.testing.assert_close(diffusion.denoise(x, torch.tensor(0.5)).x0, diffusion.denoise(x, 0.5).x0)
+
+
+def test_bad_images_are_refused_again_and_again():
+    diffusion = model()
+    for _ in range(2):
+        with pytest.raises(ValueError, match="from 200 to 200"):
+            diffusion.loss(IMAGES + 200)
+    diffusion.loss(IMAGES)
+    with pytest.raises(ValueError, match="from 200 to 200"):
+        diffusion.bits_per_dim(IMAGES + 200)
+
+
+def test_bits_per_dim_is_measured_in_eval_mode_and_modes_come_back():
+    diffusion = model("v", schedules.cosine(3), dropout=0.5)
+    torch.nn.init.normal_(diffusion.network.conv_out.weight)  # what dropout does must reach the output
+    for name, weight in diffusion.network.named_parameters():
+        if name.endswith("conv2.weight"):
+            torch.nn.init.normal_(weight)
+    diffusion.network.down.eval()
+    modes = [module.training for module in diffusion.modules()]
+    bits = [diffusion.bits_per_dim(IMAGES, generator=torch.Generator().manual_seed(0)) for _ in range(2)]
+    assert torch.equal(*bits) and [module.training for module in diffusion.modules()] == modes
+
+
+@pytest.mark.parametrize("kind, options", [("v", {}), ("eps", {"out_channels": 6})])
+def test_the_loss_compiles_into_one_graph(kind, options):
+    network = create_model("ddpm_test", **options)
+    diffusion = Diffusion(network, schedules.cosine(), kind, learned_range=bool(options), shape=(3, 8, 8))
+    t, eps = torch.tensor([0.3, 0.8]), torch.randn(2, 3, 8, 8)
+    compiled = torch.compile(diffusion.loss, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(IMAGES, t=t, eps=eps), diffusion.loss(IMAGES, t=t, eps=eps))
+
+
 def test_denoise_is_differentiable():
     x = torch.randn(2, 3, 8, 8, requires_grad=True)
     model().denoise(x, 0.5).x0.sum().backward()
@@ -195,7 +231,14 @@ IMAGES = torch.zeros(2, 3, 8, 8)
         (lambda: Diffusion(create_model("ddpm_test"), schedules.flow(), "v", time="index", shape=(3, 8, 8)), "999t"),
         (lambda: Diffusion(create_model("ddpm_test"), schedules.linear(), time="indx", shape=(3, 8, 8)), "'index'"),
         (lambda: model().loss(torch.zeros(2, 1, 8, 8)), r"\(B, 3, 8, 8\), got \(2, 1, 8, 8\)"),
-        (lambda: model().loss(IMAGES + 200), "from 200 to 200"),
+        (lambda: model().loss(IMAGES[:0]), r"got \(0, 3, 8, 8\)"),
+        (lambda: model().loss(IMAGES * math.nan), "from nan"),
+        (lambda: model().loss(IMAGES.byte()), "got torch.uint8"),
+        (lambda: model(in_channels=1).denoise(IMAGES[:, :1], 0.5), "got 3. Make it with out_channels=1"),
+        (lambda: model(out_channels=6).loss(IMAGES), "change learned_range"),
+        (lambda: Diffusion(torch.nn.Identity(), schedules.flow(), "v", learned_range=True, shape=(2,)), "discrete"),
+        (lambda: model(num_classes=4).loss(IMAGES, [0, 1]), "int64 tensor .* got list"),
+        (lambda: model(num_classes=4).loss(IMAGES, torch.tensor([True, False])), "got torch.bool"),
         (lambda: model().loss(IMAGES, weight="minsnr"), "'min_snr'"),
         (lambda: model(num_classes=4).loss(IMAGES), "labels are missing"),
         (lambda: model(num_classes=4).loss(IMAGES, torch.tensor([1, 9])), "from 0 to 3"),
