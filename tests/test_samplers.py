@@ -77,6 +77,46 @@ def test_noise_is_bit_equal_for_any_batch_size():
     assert abs(first.mean()) < 0.05 and first.std() == pytest.approx(1, abs=0.05)
 
 
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+@pytest.mark.parametrize("schedule", [schedules.flow(), schedules.edm(), schedules.cosine(1),
+                                      schedules.zero_terminal_snr(schedules.linear(100))], ids=str)  # fmt: skip
+def test_one_step_on_every_kind_of_schedule_is_the_prediction(schedule, sampler):
+    network = create_model("ddpm_test", in_channels=1, out_channels=1)
+    diffusion = Diffusion(network, schedule, "v", shape=(1, 8, 12))
+    seen = []
+    pictures = sample(diffusion, 3, sampler=sampler, steps=1, batch_size=2, progress=False, on_step=seen.append)
+    assert torch.equal(pictures, torch.cat([step.x0 for step in seen])) and pictures.isfinite().all()
+
+
+@pytest.mark.parametrize("options", [{}, {"sampler": "ddpm"}, {"sampler": "ddpm", "variance": "learned"}])
+def test_nothing_waits_for_the_device_and_no_float64_is_on_it(options):
+    """On the meta device a value that the host asks for is an error."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class NoDouble(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            assert not (isinstance(out, torch.Tensor) and out.is_meta and out.dtype == torch.float64), func
+            return out
+
+    with torch.device("meta"):
+        network = create_model("ddpm_test", out_channels=6)
+    diffusion = Diffusion(network, schedules.cosine(), "eps", learned_range=True, shape=(3, 8, 8))
+    diffusion._checked = True  # the first batch may wait
+    with NoDouble():
+        assert sample(diffusion, 2, steps=3, progress=False, **options).is_meta
+        assert diffusion.loss(torch.empty(2, 3, 8, 8, device="meta"), weight="min_snr").is_meta
+
+
+def test_a_network_without_parameters_can_be_sampled():
+    class Nothing(torch.nn.Module):
+        def forward(self, x, time, y=None):
+            return torch.zeros_like(x)
+
+    diffusion = Diffusion(Nothing(), schedules.flow(), "x0", shape=(2,))
+    assert torch.equal(sample(diffusion, 3, steps=2, progress=False), torch.zeros(3, 2))
+
+
 @pytest.mark.parametrize("options", [{"sampler": "ddim"}, {"sampler": "ddpm"}, {"guidance": 3.0}])
 def test_pictures_do_not_depend_on_the_batch_size(diffusion, options):
     runs = [
@@ -96,6 +136,26 @@ def test_sample_sees_every_step_and_gives_training_mode_back(diffusion):
     assert [step.t for step in seen] == pytest.approx([0.75, 0.5, 0.25, 0.0] * 3)
     torch.testing.assert_close(torch.cat([seen[3].x, seen[7].x, seen[11].x]), pictures)
     assert max(step.x0.abs().max() for step in seen) <= 1
+    diffusion.network.eval()  # a trained network in a new Diffusion
+    with pytest.raises(RuntimeError, match="stop"):
+        sample(diffusion, 1, y=0, steps=2, progress=False, on_step=stop)
+    assert diffusion.training and not any(module.training for module in diffusion.network.modules())
+
+
+def stop(step):
+    raise RuntimeError("stop")
+
+
+def test_inputs_are_repeated_under_guidance_and_none_stays_none():
+    seen = {}
+
+    def denoise(x, t, y, **inputs):
+        seen.update(inputs)
+        return minidiff.Prediction("x0", x, x, 0.6, 0.8)
+
+    y, low = torch.tensor([0, 1]), torch.randn(2, 3, 4, 4)
+    classifier_free(denoise, y, 2.0, y + 3, low_res=low, mask=None)(torch.randn(2, 3, 8, 8), 0.5)
+    assert seen["mask"] is None and torch.equal(seen["low_res"], torch.cat([low, low]))
 
 
 def test_guidance_of_one_is_the_conditional_model_and_null_is_its_own_condition(diffusion):
@@ -173,7 +233,12 @@ def test_no_operation_of_the_sampler_loop_is_wasted():
         ({"y": None}, "labels are missing"),
         ({"y": 9}, "from 0 to 3"),
         ({"y": [0, 1]}, r"shape \(3,\)"),
-        ({"num": 0}, "at least 1"),
+        ({"y": "cat"}, "got 'cat'"),
+        ({"y": [0.0, 1.0, 2.0]}, "int64 tensor .* got torch.float32"),
+        ({"num": 0}, "num must be a whole number of at least 1"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1"),
+        ({"seed": -1}, "seed must be a whole number of at least 0"),
+        ({"sampler": "ddpm", "variance": "smal"}, "'small'"),
         ({"spacing": "unifrm"}, "'uniform'"),
     ],
 )

@@ -5,8 +5,8 @@ import inspect
 import torch
 from tqdm import tqdm
 
-from minidiff.diffusion import check_labels
-from minidiff.errors import unknown_name
+from minidiff.diffusion import check_labels, eval_mode
+from minidiff.errors import check_whole, unknown_name
 from minidiff.guidance import classifier_free, condition
 from minidiff.prediction import clip
 from minidiff.samplers.ancestral import Step, ddim, ddpm
@@ -29,8 +29,8 @@ def sample(
     scale, 1 for none. seed: picture i depends on (seed, i) alone, not on the batch. clipped: keep x0 in the value
     range (default: yes, unless the model works on latents). on_step(step) sees every Step(x, t, x0) of every batch.
 
-    Raises ValueError for an unknown sampler or option, fewer than one step or more than the schedule has, and labels
-    that do not fit.
+    Raises ValueError for an unknown sampler or option, fewer than one step or more than the schedule has, a num,
+    batch_size or seed that is no such number, and labels that do not fit.
     """
     if sampler not in SAMPLERS:
         raise unknown_name("sampler", sampler, SAMPLERS)
@@ -38,33 +38,33 @@ def sample(
     for option in options:
         if option not in valid:
             raise unknown_name(f"option of {sampler}", option, valid)
-    if not isinstance(num, int) or num < 1:
-        raise ValueError(f"num must be a whole number of at least 1, got {num!r}")
+    for name, value, least in (("num", num, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
+        check_whole(name, value, least)
     if options.get("variance") == "learned" and not diffusion.learned_range:
         raise ValueError('variance="learned" needs a network with a learned range; use "small" or "large"')
     times = make_times(diffusion.schedule, steps, spacing)
-    y = None if y is None else torch.as_tensor(y, device=diffusion.device)
-    y = y.expand(num) if y is not None and y.ndim == 0 else y
+    if y is not None:
+        try:
+            y = torch.as_tensor(y, device=diffusion.device)
+        except (TypeError, ValueError):
+            raise ValueError(f"y must be a label, or a list or tensor of {num} labels, got {y!r}") from None
+        y = y.expand(num) if y.ndim == 0 else y
     check_labels(diffusion.network, y, num)
     clipped = diffusion.latents is None if clipped is None else clipped
     batches = [range(first, min(first + batch_size, num)) for first in range(0, num, batch_size)]
-    was_training = diffusion.training
-    diffusion.eval()
     pictures = []
-    try:
-        with tqdm(total=len(batches) * (len(times) - 1), desc=sampler, disable=not progress, ascii=True) as bar:
-            for batch in batches:
-                denoise = bind(diffusion, None if y is None else y[batch.start : batch.stop], guidance, clipped)
-                noise = seeded_noise([(seed, i) for i in batch])
-                shape = (len(batch), *diffusion.shape)
-                x = diffusion.schedule.start(shape, noise, times[0], device=diffusion.device)
-                for step in SAMPLERS[sampler](denoise, diffusion.schedule, x, times, noise, **options):
-                    bar.update()
-                    if on_step is not None:
-                        on_step(step)
-                pictures.append(step.x)
-    finally:
-        diffusion.train(was_training)
+    total = len(batches) * (len(times) - 1)
+    with eval_mode(diffusion), tqdm(total=total, desc=sampler, disable=not progress, ascii=True) as bar:
+        for batch in batches:
+            denoise = bind(diffusion, None if y is None else y[batch.start : batch.stop], guidance, clipped)
+            noise = seeded_noise([(seed, i) for i in batch])
+            shape = (len(batch), *diffusion.shape)
+            x = diffusion.schedule.start(shape, noise, times[0], device=diffusion.device)
+            for step in SAMPLERS[sampler](denoise, diffusion.schedule, x, times, noise, **options):
+                bar.update()
+                if on_step is not None:
+                    on_step(step)
+            pictures.append(step.x)
     return torch.cat(pictures)
 
 

@@ -10,7 +10,10 @@ from typing import NamedTuple
 
 import torch
 
+from minidiff.errors import unknown_name
 from minidiff.variational import step_variances
+
+VARIANCES = ("small", "large", "learned")
 
 
 class Step(NamedTuple):
@@ -47,6 +50,8 @@ def ddpm(denoise, schedule, x_T, times, noise, *, variance="small"):
     variance: "small", the posterior's; "large", the forward step's beta; "learned", between the two as the network's
     variance range says (Nichol and Dhariwal 2021, eq. 15). The step to t = 0 draws noise and adds none.
     """
+    if variance not in VARIANCES:
+        raise unknown_name("variance", variance, VARIANCES)
     x = x_T
     for t, s in zip(times, times[1:]):
         (alpha, sigma), (alpha_s, sigma_s) = schedule(t), schedule(s)

@@ -23,5 +23,5 @@ def seeded_noise(seeds):
 
 
 def stream_seed(seed):
-    """A 63-bit number mixed from a seed, or from a pair (seed, picture number), so that streams never overlap."""
+    """A 63-bit number mixed from a seed or a pair (seed, picture number): one stream for each pair below 2^32."""
     return int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> np.uint64(1))
