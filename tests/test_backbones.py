@@ -107,6 +107,14 @@ def test_unet_refuses_sizes_and_channels_that_do_not_fit():
     assert network(torch.zeros(1, 3, 16, 12), torch.zeros(1)).shape == (1, 3, 16, 12)
 
 
+def test_only_q_k_and_v_are_drawn_as_three_maps():
+    """A convolution from 8 to 24 channels looks like q, k and v in one; its bound is that of one map all the same."""
+    network = create_model("ddpm_test", in_channels=8, ch=24)
+    bounds = {name: weight.abs().max().item() for name, weight in network.named_parameters() if weight.ndim > 1}
+    assert bounds["conv_in.weight"] == pytest.approx((6 / (9 * 8 + 9 * 24)) ** 0.5, rel=0.02)
+    assert bounds["middle.0.attention.qkv.weight"] == pytest.approx((6 / (48 + 48)) ** 0.5, rel=0.02)
+
+
 def test_unet_starts_as_almost_nothing():
     network = create_model("ddpm_tiny")
     assert network(torch.randn(2, 3, 16, 16), torch.tensor([5.0])).abs().max() < 1e-3

@@ -36,7 +36,7 @@ class MLP(nn.Module):
     def null(self, y):
         """Labels of the shape of y (B,) that mean 'no label'."""
         if not self.num_classes:
-            raise ValueError("this network is unconditional and has no null label; pass null=... or drop the guidance")
+            raise ValueError("an unconditional network has no null label: drop guidance and p_uncond, or pass null=...")
         return torch.full_like(y, self.num_classes)
 
 

@@ -61,7 +61,8 @@ class UNet(nn.Module):
             self.up.append(nn.ModuleDict({"blocks": blocks, "resample": Upsample(c) if level else nn.Identity()}))
         self.norm_out = nn.GroupNorm(num_groups, c, eps=1e-6)
         self.conv_out = nn.Conv2d(c, out_channels, 3, padding=1)
-        self.apply(init_weights)
+        for name, layer in self.named_modules():
+            init_weights(name, layer)
         for name, layer in self.named_modules():
             if name.endswith(("conv2", "attention.out", "conv_out")):  # every branch starts as (nearly) nothing
                 nn.init.xavier_uniform_(layer.weight, gain=1e-5)
@@ -103,7 +104,7 @@ class UNet(nn.Module):
     def null(self, y):
         """Labels of the shape of y (B,) that mean 'no label'."""
         if not self.num_classes:
-            raise ValueError("this network is unconditional and has no null label; pass null=... or drop the guidance")
+            raise ValueError("an unconditional network has no null label: drop guidance and p_uncond, or pass null=...")
         return torch.full_like(y, self.num_classes)
 
 
@@ -167,11 +168,10 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
-def init_weights(layer):
+def init_weights(name, layer):
     """Uniform weights with variance 1 / (mean of fan in and fan out), no biases: the original's initialisation."""
     if isinstance(layer, (nn.Linear, nn.Conv2d)):
-        parts = layer.weight.chunk(3) if layer.weight.shape[0] == 3 * layer.weight.shape[1] else [layer.weight]
-        for part in parts:  # q, k and v are three maps in one
+        for part in layer.weight.chunk(3 if name.endswith("qkv") else 1):  # q, k and v are three maps in one
             nn.init.xavier_uniform_(part)
         nn.init.zeros_(layer.bias)
 
