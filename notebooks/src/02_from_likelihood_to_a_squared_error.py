@@ -81,8 +81,8 @@ for name, p in models.items():
 plots.bars(list(bits), list(bits.values()), x="average code length in bits per pixel", best="low")
 
 # %% [markdown]
-# The Gaussian has the right mean and the right width, and is worse than knowing nothing: it spends its probability where no
-# pictures are. No model can do better than the last bar.
+# The Gaussian has the right mean and the right width, and is worse than knowing nothing: it spends its probability
+# where no pictures are. No model can do better than the last bar.
 #
 # ## Down the ladder
 #
@@ -111,7 +111,8 @@ def line(schedule, t, width):
     return torch.arange(-alpha - 7 * sigma, alpha + 7 * sigma, width, dtype=torch.float64)
 
 # %% [markdown]
-# Draw some rungs, from almost clean data at the top to pure noise at the bottom. The dashed line is the standard normal.
+# Draw some rungs, from almost clean data at the top to pure noise at the bottom. The dashed line is the standard
+# normal.
 
 # %%
 @plots.quiet
@@ -158,8 +159,8 @@ print(f"{values} values: a path in 10^{values * entropy * math.log10(2):.0f} arr
 # \;\le\; \mathbb E_{q}\left[\log\frac{q(x_{1:T}\mid x_0)}{p_\theta(x_{0:T})}\right] =: L(x_0).$$
 #
 # $L$ is the **variational bound** (its negative is the evidence lower bound, ELBO). What it loses is exactly
-# $\mathrm{KL}\big(q(x_{1:T}\mid x_0)\,\|\,p_\theta(x_{1:T}\mid x_0)\big)$: how far your paths are from the paths that the
-# model itself would take to $x_0$.
+# $\mathrm{KL}\big(q(x_{1:T}\mid x_0)\,\|\,p_\theta(x_{1:T}\mid x_0)\big)$: how far your paths are from the paths that
+# the model itself would take to $x_0$.
 #
 # Now sort the factors by step. The numerator has steps down, $q(x_t\mid x_{t-1})$; the denominator has steps up. Turn
 # the steps down around with Bayes, keeping $x_0$ in mind throughout:
@@ -167,9 +168,9 @@ print(f"{values} values: a path in 10^{values * entropy * math.log10(2):.0f} arr
 # $$q(x_t\mid x_{t-1}) = q(x_{t-1}\mid x_t, x_0)\;\frac{q(x_t\mid x_0)}{q(x_{t-1}\mid x_0)}
 # \qquad\text{for } t \ge 2.$$
 #
-# In the product over $t$ the fractions cancel, each with its neighbour. All that stays is $q(x_T\mid x_0)$ from the top,
-# since the $q(x_1\mid x_0)$ at the bottom cancels the first step down. Three kinds of terms are left (Ho et al. 2020,
-# eq. 5):
+# In the product over $t$ the fractions cancel, each with its neighbour. All that stays is $q(x_T\mid x_0)$ from the
+# top, since the $q(x_1\mid x_0)$ at the bottom cancels the first step down. Three kinds of terms are left (Ho et al.
+# 2020, eq. 5):
 #
 # $$L = \underbrace{\mathrm{KL}\big(q(x_T\mid x_0)\,\|\,p(x_T)\big)}_{L_T:\ \text{is the end noise?}}
 # + \sum_{t=2}^{T} \underbrace{\mathbb E_q\,\mathrm{KL}\big(q(x_{t-1}\mid x_t,x_0)\,\|\,p_\theta(x_{t-1}\mid x_t)\big)}
@@ -182,10 +183,10 @@ print(f"{values} values: a path in 10^{values * entropy * math.log10(2):.0f} arr
 #
 # ## Ingredient one: where was the pixel a step ago?
 #
-# You see $x_t$ and you know the original $x_0$. Where was the pixel at an earlier time $s$? Two things speak. One is the
-# prior $q(x_s\mid x_0) = \mathcal N(\alpha_s x_0, \sigma_s^2)$. The other is the step down,
-# $q(x_t\mid x_s) = \mathcal N(r x_s, \beta)$ with $r = \alpha_t/\alpha_s$ and $\beta = \sigma_t^2 - r^2\sigma_s^2$; for
-# neighbours in DDPM this $\beta$ is $\beta_t$. Multiply the two, and in the exponent you get a parabola in $x_s$:
+# You see $x_t$ and you know the original $x_0$. Where was the pixel at an earlier time $s$? Two things speak. One is
+# the prior $q(x_s\mid x_0) = \mathcal N(\alpha_s x_0, \sigma_s^2)$. The other is the step down,
+# $q(x_t\mid x_s) = \mathcal N(r x_s, \beta)$ with $r = \alpha_t/\alpha_s$ and $\beta = \sigma_t^2 - r^2\sigma_s^2$; for neighbours in
+# DDPM this $\beta$ is $\beta_t$. Multiply the two, and in the exponent you get a parabola in $x_s$:
 #
 # $$-\tfrac12\left[\frac{(x_t - r x_s)^2}{\beta} + \frac{(x_s-\alpha_s x_0)^2}{\sigma_s^2}\right]
 # = -\tfrac12\left[\Big(\frac{r^2}{\beta}+\frac1{\sigma_s^2}\Big) x_s^2
@@ -216,8 +217,8 @@ for s, t in ((0.001, 0.002), (0.2, 0.5), (0.999, 1.0)):
 print("agrees with minidiff.variational.posterior, which is also Diffusion.posterior")
 
 # %% [markdown]
-# Both could have made the same slip. Bayes on a grid knows nothing of squares: prior times likelihood at each point, then
-# divide by the sum.
+# Both could have made the same slip. Bayes on a grid knows nothing of squares: prior times likelihood at each point,
+# then divide by the sum.
 
 # %%
 s, t, x0, x_t = 0.1, 0.2, 0.75, -0.2
@@ -315,8 +316,8 @@ exercises.check_kl_full(kl_full)
 # %% [markdown]
 # ## May a step up be Gaussian?
 #
-# The model's steps $p_\theta(x_{t-1}\mid x_t)$ will be Gaussians. But what they should match on average is the true
-# way back, $q(x_s\mid x_t)$ *without* knowing $x_0$, and nobody said that this is a Gaussian. On the grid it is Bayes once
+# The model's steps $p_\theta(x_{t-1}\mid x_t)$ will be Gaussians. But what they should match on average is the true way
+# back, $q(x_s\mid x_t)$ *without* knowing $x_0$, and nobody said that this is a Gaussian. On the grid it is Bayes once
 # more, with the marginal $q(x_s)$ as the prior. Take $x_t = 0.1$ at $t = 0.3$ and look back over steps of four sizes:
 
 # %%
@@ -349,7 +350,8 @@ draw_ways_back(0.1, 0.3, [0.28, 0.2, 0.1, 0.01])
 # %% [markdown]
 # Blue is the truth, orange the Gaussian with the same mean and variance. In one big step the pixel may have come from
 # any of three bumps, and a single Gaussian puts its weight into the gaps between them. In a small step the truth *is* a
-# Gaussian, to the eye. How fast does that happen? Average the KL divergence from the truth to its Gaussian over all $x_t$.
+# Gaussian, to the eye. How fast does that happen? Average the KL divergence from the truth to its Gaussian over all
+# $x_t$.
 
 # %%
 t, sizes, misfit = 0.3, [0.28, 0.2, 0.15, 0.1, 0.05, 0.02, 0.01], []
@@ -411,8 +413,9 @@ for index in (2, 50, 500, 1000):
 # %% [markdown]
 # ## The best guess is an average
 #
-# What does a network do that minimises a squared error? Say many different $x_0$ could have led to this $x_t$. The guess
-# $g$ pays $\mathbb E[(x_0-g)^2\mid x_t]$. Write $m = \mathbb E[x_0\mid x_t]$, and the middle term of the square vanishes:
+# What does a network do that minimises a squared error? Say many different $x_0$ could have led to this $x_t$. The
+# guess $g$ pays $\mathbb E[(x_0-g)^2\mid x_t]$. Write $m = \mathbb E[x_0\mid x_t]$, and the middle term of the square
+# vanishes:
 #
 # $$\mathbb E[(x_0-g)^2\mid x_t] = \operatorname{Var}[x_0\mid x_t] + (m-g)^2 .$$
 #
@@ -465,8 +468,9 @@ def draw_best_guess(times, learnt=None):
 draw_best_guess([0.05, 0.2, 0.5])
 
 # %% [markdown]
-# With little noise it is a staircase with three soft steps, one a bump. With much noise it sinks to the mean of all data,
-# whatever you see: regression to the mean. At $t = 0.2$ it passes smoothly through values that hardly any picture has.
+# With little noise it is a staircase with three soft steps, one a bump. With much noise it sinks to the mean of all
+# data, whatever you see: regression to the mean. At $t = 0.2$ it passes smoothly through values that hardly any picture
+# has.
 #
 # In the plane that looks stranger still. The data are two moons; the orange dots are originals that may have led to the
 # noisy point in black, the larger the more likely. The best guess is the green cross.
@@ -493,9 +497,9 @@ def draw_moons(x_t, times):
 draw_moons(torch.tensor([0.02, 0.1], dtype=torch.float64), [0.05, 0.1, 0.3])
 
 # %% [markdown]
-# The cross lies where there is no data at all. For pictures this average is what you know as blur. A denoiser asked once
-# gives a blurry picture, and it is *right* to do so. Sharpness comes from asking a thousand times, with a little noise
-# decided in each step.
+# The cross lies where there is no data at all. For pictures this average is what you know as blur. A denoiser asked
+# once gives a blurry picture, and it is *right* to do so. Sharpness comes from asking a thousand times, with a little
+# noise decided in each step.
 #
 # ## What $L_{\text{simple}}$ drops
 #
@@ -506,8 +510,8 @@ draw_moons(torch.tensor([0.02, 0.1], dtype=torch.float64), [0.05, 0.1, 0.3])
 # The best denoiser at each $t$ stays the best, since the minimum at one $t$ does not depend on weights between the $t$.
 # But a real network has to trade one $t$ against another, and the weight is the exchange rate. A network may guess
 # $x_0$, $\varepsilon$ or $v = \alpha\varepsilon - \sigma x_0$. They are the same knowledge in three languages, because
-# given $x_t$ each is a linear function of each other. Their errors differ by a factor that depends on $t$ alone, so each
-# language has its own weight in the bound, and dropping it means something else in each:
+# given $x_t$ each is a linear function of each other. Their errors differ by a factor that depends on $t$ alone, so
+# each language has its own weight in the bound, and dropping it means something else in each:
 
 # %%
 x0, eps, error = torch.randn(3, 5, dtype=torch.float64)
@@ -530,11 +534,11 @@ plots.lines({f"weight on the error of {name}": (steps, column) for name, column 
             x="step t (of 1,000)", y="weight in the bound (nats)", log="xy")
 
 # %% [markdown]
-# An error in $x_0$ is $\alpha/\sigma$ times larger in $\varepsilon$ and $1/\sigma$ times larger in $v$: the asserts agree.
-# The weight on $\varepsilon$ falls a hundredfold over the first few hundred steps. Setting it to 1 takes attention away from
-# the first steps, where a pixel is settled to the last grey level, and gives it to the noisier ones, where it is settled
-# what the picture shows. How much? Here are the shares of both losses for the best possible denoiser, summed up over $t$.
-# The expectation over $x_t$ is an integral on the grid.
+# An error in $x_0$ is $\alpha/\sigma$ times larger in $\varepsilon$ and $1/\sigma$ times larger in $v$: the asserts
+# agree. The weight on $\varepsilon$ falls a hundredfold over the first few hundred steps. Setting it to 1 takes
+# attention away from the first steps, where a pixel is settled to the last grey level, and gives it to the noisier
+# ones, where it is settled what the picture shows. How much? Here are the shares of both losses for the best possible
+# denoiser, summed up over $t$. The expectation over $x_t$ is an integral on the grid.
 
 # %%
 def mean_spread(schedule, t):
@@ -554,8 +558,8 @@ for name, (at, share) in shares.items():
 plots.lines(shares, x="up to step t (of 1,000)", y="share of the loss", log="x")
 
 # %% [markdown]
-# The bound has half of its KL terms in the first ten steps. $L_{\text{simple}}$ looks elsewhere. This is no proof that it
-# makes better pictures; it says where it looks, and Ho et al. measured that pictures agree.
+# The bound has half of its KL terms in the first ten steps. $L_{\text{simple}}$ looks elsewhere. This is no proof that
+# it makes better pictures; it says where it looks, and Ho et al. measured that pictures agree.
 #
 # **Exercise 3.** Write the three weights for a variance-preserving schedule ($\alpha^2+\sigma^2=1$) as functions of the
 # log-SNR alone, before and after the step: no $\alpha$, no $\sigma$.
@@ -574,8 +578,8 @@ exercises.check_bound_weight(bound_weight)
 # %% [markdown]
 # ## A network finds the average
 #
-# Does minimising $L_{\text{simple}}$ find the posterior mean? The network below never sees the histogram, a posterior or
-# a mean. It sees single pixels with noise on them, and is asked for the noise.
+# Does minimising $L_{\text{simple}}$ find the posterior mean? The network below never sees the histogram, a posterior
+# or a mean. It sees single pixels with noise on them, and is asked for the noise.
 
 # %%
 network = minidiff.create_model("mlp_tiny", dim=1)
@@ -603,8 +607,8 @@ print(f"mean loss of the last tenth: {sum(history[-steps // 10:]) / len(history[
 
 # %% [markdown]
 # The loss of a perfect network is known: at each $t$ it is the mean posterior variance, translated into the language of
-# $\varepsilon$ by $\alpha^2/\sigma^2$. What the network pays on top is its squared distance from the posterior mean, in the
-# same language.
+# $\varepsilon$ by $\alpha^2/\sigma^2$. What the network pays on top is its squared distance from the posterior mean, in
+# the same language.
 
 # %%
 @torch.no_grad()
@@ -625,8 +629,8 @@ if run.tier != "smoke":
 draw_best_guess([0.05, 0.2, 0.5], learnt)
 
 # %% [markdown]
-# A network that was asked for noise has found the averages of the data. At the edges, where it hardly ever saw a pixel, it
-# strays.
+# A network that was asked for noise has found the averages of the data. At the edges, where it hardly ever saw a pixel,
+# it strays.
 #
 # ## The last step lands on a grey level
 #
@@ -708,9 +712,9 @@ def bound(schedule, log_variance_of=small_variance):
 
 
 # %% [markdown]
-# Now the integral that nobody can do. With one pixel it is a chain of sums: start with the standard normal on a grid, let
-# each step of the model spread it, and collect what lands on each grey level. The result is $p_\theta(x_0)$ itself, no
-# bound, no samples.
+# Now the integral that nobody can do. With one pixel it is a chain of sums: start with the standard normal on a grid,
+# let each step of the model spread it, and collect what lands on each grey level. The result is $p_\theta(x_0)$ itself,
+# no bound, no samples.
 
 # %%
 def spacing(schedule, t):  # half the standard deviation of the step up from t
@@ -759,8 +763,8 @@ print(f"bound {each @ histogram:.3f}, truth {-p.log2() @ histogram:.3f}, floor {
 draw_truth(p, each)
 
 # %% [markdown]
-# One step of the derivation is still unchecked: that the ratio of paths falls apart into these terms. So draw whole paths
-# from $x_0$ down, step by step, and keep $\log q(x_{1:T}\mid x_0) - \log p_\theta(x_{0:T})$ for each, with no KL
+# One step of the derivation is still unchecked: that the ratio of paths falls apart into these terms. So draw whole
+# paths from $x_0$ down, step by step, and keep $\log q(x_{1:T}\mid x_0) - \log p_\theta(x_{0:T})$ for each, with no KL
 # anywhere. Its mean must be the bound. And the average *before* the logarithm must be the truth.
 
 # %%
@@ -776,7 +780,9 @@ for i in range(1, T + 1):
     ratio, beta = chain(t)[0] / chain(s)[0], step_variances(chain, s, t)[1]
     above, x = x, ratio * x + beta**0.5 * torch.randn_like(x)  # a step down
     mean, log_var = posterior(chain, best_guess(chain, x, t)[0], x, s, t)[0], small_variance(chain, t, x[:1])
-    up = log_normal(above, mean, log_var.exp()) if i > 1 else discretized_gaussian_log_likelihood(above, mean, log_var / 2)
+    up = log_normal(above, mean, log_var.exp())
+    if i == 1:  # the last step up lands on a grey level
+        up = discretized_gaussian_log_likelihood(above, mean, log_var / 2)
     log_ratio += log_normal(x, ratio * above, beta) - up
 log_ratio = (log_ratio - log_normal(x, 0.0, 1.0)) / math.log(2)
 jensen, error = log_ratio.mean(), log_ratio.std() / len(x) ** 0.5
@@ -785,8 +791,8 @@ print(f"mean over paths {jensen:.2f} ± {error:.2f} bits, bound {each[level]:.2f
 print(f"averaged before the logarithm {-(2**-log_ratio).mean().log2():.2f}, truth {-p[level].log2():.2f}")
 
 # %% [markdown]
-# The bound is what it claims to be. But look at the numbers: with 50 steps the model is 0.04 bits above the floor, and its
-# bound says 1.80. Will it find out with more steps?
+# The bound is what it claims to be. But look at the numbers: with 50 steps the model is 0.04 bits above the floor, and
+# its bound says 1.80. Will it find out with more steps?
 
 # %%
 counts = [25, 50, 100] if run.tier == "smoke" else [25, 50, 100, 200, 500, 1000]
@@ -813,17 +819,17 @@ with_ticks(plots.lines({
 #
 # ## Which variance?
 #
-# The gap of the bound is a distance between paths: those made by destroying $x_0$, and those that the model takes to it.
-# Their steps have the same mean by now. But the *variance* of the true way back is not $\tilde\beta$. That is the variance
-# for known $x_0$; if $x_0$ may vary by $\operatorname{Var}[x_0\mid x_t]$, its share in $\tilde\mu$ varies too:
+# The gap of the bound is a distance between paths: those made by destroying $x_0$, and those that the model takes to
+# it. Their steps have the same mean by now. But the *variance* of the true way back is not $\tilde\beta$. That is the
+# variance for known $x_0$; if $x_0$ may vary by $\operatorname{Var}[x_0\mid x_t]$, its share in $\tilde\mu$ varies too:
 #
 # $$\operatorname{Var}[x_{s}\mid x_t] = \tilde\beta + \Big(\frac{\beta\alpha_s}{\sigma_t^2}\Big)^2
 # \operatorname{Var}[x_0\mid x_t].$$
 #
 # If all pictures are alike, the second part is 0 and $\tilde\beta$ is right. If $x_0$ is standard normal,
 # $\operatorname{Var}[x_0\mid x_t]=\sigma_t^2$, and the sum is exactly $\beta$. These are the *small* and the *large*
-# variance of DDPM, and reality lies between. Nichol and Dhariwal (2021) let the network say where: a second output
-# $v$ in $[-1, 1]$ (not the $v$ above) gives $\log\text{variance} = \frac{v+1}{2}\log\beta + \frac{1-v}{2}\log\tilde\beta$.
+# variance of DDPM, and reality lies between. Nichol and Dhariwal (2021) let the network say where: a second output $v$
+# in $[-1, 1]$ (not the $v$ above) gives $\log\text{variance} = \frac{v+1}{2}\log\beta + \frac{1-v}{2}\log\tilde\beta$.
 # In minidiff that is `learned_range=True`. On the grid the right answer is known:
 
 # %%
@@ -841,8 +847,9 @@ plots.lines({names[name]: (places, row) for name, row in rows.items()},
 
 # %% [markdown]
 # The three differ only in the first steps, exactly where the bound earns its bits. There the truth is close to *large*:
-# under a microscope the bumps of this histogram look flat, so nothing narrows $x_0$ down but $x_t$ itself. And a step too
-# narrow by a factor of two is what the lopsided KL punishes. Give each step the variance of the true way back instead.
+# under a microscope the bumps of this histogram look flat, so nothing narrows $x_0$ down but $x_t$ itself. And a step
+# too narrow by a factor of two is what the lopsided KL punishes. Give each step the variance of the true way back
+# instead.
 
 # %%
 def large_variance(schedule, t, spread):
@@ -878,9 +885,9 @@ with_ticks(plots.lines({f"{name} variance": (counts, gap) for name, gap in gaps.
 # | where the bound is lost | in the first steps, where the variance matters most (Nichol and Dhariwal, section 3.1) | the same: 0.65 bits too many with the small variance, under 0.002 with the matched one |
 #
 # **Exercise 4, a small project.** Printed text is black and white: two levels, one of them rare. Write the bound of the
-# best denoiser for *any* one-pixel data set, schedule and choice of small or large variance, to 2 %. (Dice can do it too,
-# but most of the sum comes from rare draws: take 100,000.) Then plot it against the number of steps (25 to 500) for
-# `schedules.linear` and `schedules.cosine`, with `levels = [-1, 1]` and `histogram = [0.3, 0.7]`. Which schedule is
+# best denoiser for *any* one-pixel data set, schedule and choice of small or large variance, to 2 %. (Dice can do it
+# too, but most of the sum comes from rare draws: take 100,000.) Then plot it against the number of steps (25 to 500)
+# for `schedules.linear` and `schedules.cosine`, with `levels = [-1, 1]` and `histogram = [0.3, 0.7]`. Which schedule is
 # better with few steps? Which variance wins this time, and why?
 
 # %% tags=["exercise"] name="bound_of"
@@ -898,19 +905,20 @@ exercises.check_bound_of(bound_of)
 # ## What you learned
 #
 # Likelihood is code length, and its only obstacle is an integral over paths. The bound removes it by using paths that
-# are known to lead to the picture, and falls apart into KL divergences of Gaussians, one a step. With equal variances each
-# is a squared error, times a weight. What minimises it is the average of all originals that are still possible; the rest
-# of the loss is a property of the data. $L_{\text{simple}}$ drops the weight, and with it the attention to the last grey
-# level. Gaussian steps are right if they are small, and the bound is tight if their variance is right.
+# are known to lead to the picture, and falls apart into KL divergences of Gaussians, one a step. With equal variances
+# each is a squared error, times a weight. What minimises it is the average of all originals that are still possible;
+# the rest of the loss is a property of the data. $L_{\text{simple}}$ drops the weight, and with it the attention to the
+# last grey level. Gaussian steps are right if they are small, and the bound is tight if their variance is right.
 #
 # ## Where to read on
 #
-# - Sohl-Dickstein et al. 2015, *Deep Unsupervised Learning using Nonequilibrium Thermodynamics*, arXiv:1503.03585: where
-#   the ladder and its bound come from.
-# - Ho, Jain and Abbeel 2020, *Denoising Diffusion Probabilistic Models*, arXiv:2006.11239, sections 2 and 3 and appendix A.
+# - Sohl-Dickstein et al. 2015, *Deep Unsupervised Learning using Nonequilibrium Thermodynamics*, arXiv:1503.03585:
+#   where the ladder and its bound come from.
+# - Ho, Jain and Abbeel 2020, *Denoising Diffusion Probabilistic Models*, arXiv:2006.11239, sections 2 and 3 and
+#   appendix A.
 # - Nichol and Dhariwal 2021, *Improved Denoising Diffusion Probabilistic Models*, arXiv:2102.09672: the learned range.
-# - Kingma et al. 2021, *Variational Diffusion Models*, arXiv:2107.00630: the weight as a difference of SNRs, and the limit
-#   of infinitely many steps.
+# - Kingma et al. 2021, *Variational Diffusion Models*, arXiv:2107.00630: the weight as a difference of SNRs, and the
+#   limit of infinitely many steps.
 # - Bao et al. 2022, *Analytic-DPM*, arXiv:2201.06503: the matched variance without training.
 #
 # Next, [notebook 03](03_ddpm_in_a_hundred_lines.ipynb) turns $L_{\text{simple}}$ into a program, and the program into
