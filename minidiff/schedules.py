@@ -4,7 +4,8 @@ Every schedule is one `Schedule`: three formulas (alpha and sigma, their rates, 
 Python floats in float64 and tensors on any device alike, because `math` and `torch` spell their functions the same.
 A discrete schedule of T steps lives on t = (i + 1) / T; between its points log alpha is interpolated.
 
-The step spacings of samplers are in `spacings.py`.
+One file, though a long one, so that the schedules can be compared line by line; the step spacings of samplers are in
+`spacings.py`.
 """
 
 import bisect
