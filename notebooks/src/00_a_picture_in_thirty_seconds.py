@@ -197,7 +197,7 @@ def show(label="Flags", seed=0, steps=20, guidance=2.0):
     kind = emoji.classes.index(label)
     return plots.grid(minidiff.sample(diffusion, 6, y=kind, steps=steps, guidance=guidance, seed=seed, progress=False))
 
-widgets.explore(show, label=emoji.classes, seed=range(10), steps=[1, 2, 5, 10, 20, 50], guidance=[1.0, 1.5, 2.0, 3.0, 6.0])
+widgets.explore(show, label=emoji.classes, seed=range(10), steps=[1, 2, 5, 10, 20, 50], guidance=[1.0, 2.0, 3.0, 6.0])
 
 # %% [markdown]
 # Three things to try. Set guidance to 1 and steps to 1, and look at the averages of all ten kinds. Keep the seed and change the label: colours and layout often survive. Look at *Component*, and remember how many pictures that kind has.
@@ -259,11 +259,20 @@ plots.lines({"made here": climb(nearest.values), "drawn by people, held out": cl
 # %%
 from IPython.display import Markdown
 
-Markdown(f"""| question | what the papers found | what we measured here |
-|---|---|---|
-| same noise, fewer steps | DDIM: 20 to 100 steps come close to 1000, and the same noise gives the same motif (Song et al. 2021) | distance from the 50-step picture: {gap[0]:.2f} with 1 step, {gap[2]:.2f} with 4, {gap[4]:.2f} with 16 |
-| more guidance | better likeness to the label, less variety (Ho and Salimans 2022) | variety {variety[0]:.2f} at scale 1, {variety[1]:.2f} at 2, {variety[2]:.2f} at 6 |
-| copies | rare, and mostly of pictures that stood in the training set many times (Carlini et al. 2023) | {suspects.sum()} of {len(made)} pictures suspiciously near; {0.05 * len(made):.1f} would be expected of new drawings |""")
+rows = [
+    ["question", "what the papers found", "what we measured here"],
+    ["---"] * 3,
+    ["same noise, fewer steps",
+     "20 to 100 steps come close to 1000, and the same noise gives the same motif (Song et al. 2021)",
+     f"distance from the 50-step picture: {gap[0]:.2f} with 1 step, {gap[2]:.2f} with 4, {gap[4]:.2f} with 16"],
+    ["more guidance",
+     "better likeness to the label, less variety (Ho and Salimans 2022)",
+     f"variety {variety[0]:.2f} at scale 1, {variety[1]:.2f} at 2, {variety[2]:.2f} at 6"],
+    ["copies",
+     "rare, and mostly of pictures that stood in the training set many times (Carlini et al. 2023)",
+     f"{suspects.sum()} of {len(made)} suspiciously near; of new drawings {0.05 * len(made):.1f} would be"],
+]
+Markdown("\n".join(f"| {' | '.join(row)} |" for row in rows))
 
 # %% [markdown]
 # ## Exercises
@@ -393,6 +402,6 @@ course_map()
 #
 # ## Where to read on
 #
-# Next comes 01, Destroying images properly: what the two amounts must fulfil, and why there are several schedules.
+# Next comes [01 Destroying images properly](01_destroying_images_properly.ipynb): what the two amounts must fulfil, and why there are several schedules.
 #
 # The papers behind this page, to be read later: Ho, Jain and Abbeel, *Denoising diffusion probabilistic models* (arXiv:2006.11239); Song, Meng and Ermon, *Denoising diffusion implicit models* (arXiv:2010.02502), the sampler used here; Nichol and Dhariwal, *Improved denoising diffusion probabilistic models* (arXiv:2102.09672), the cosine schedule; Ho and Salimans, *Classifier-free diffusion guidance* (arXiv:2207.12598); Carlini et al., *Extracting training data from diffusion models* (arXiv:2301.13188).
