@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from minidiff import schedules
+from minidiff import create_model, schedules
 from minidiff.checkpoints import from_pretrained, read_card
 from minidiff.diffusion import Diffusion
 from minidiff.training import EMA, learning_rate, train
@@ -294,3 +294,17 @@ def test_the_tool_that_makes_the_shipped_weights(name, tmp_path, monkeypatch, ca
     assert (tmp_path / "weights" / "model.safetensors").read_bytes() == first
     diffusion = from_pretrained(tmp_path / "weights")
     assert diffusion.shape == (3, 16, 16) and diffusion.network.num_classes in (10, 24)
+
+
+def test_every_run_checks_its_data():
+    diffusion = Diffusion(create_model("ddpm_test"), schedules.cosine(), "v", shape=(3, 8, 8))
+
+    class Data:
+        labels = torch.zeros(4, dtype=torch.long)
+
+        def __init__(self, images):
+            self.images = lambda: images
+
+    train(diffusion, Data(torch.zeros(4, 3, 8, 8)), steps=1, batch_size=2, progress=False)
+    with pytest.raises(ValueError, match="from 200 to 200"):
+        train(diffusion, Data(torch.full((4, 3, 8, 8), 200.0)), steps=1, batch_size=2, progress=False)

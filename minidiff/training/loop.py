@@ -60,8 +60,11 @@ def train(diffusion, dataset, *, steps, batch_size=64, lr=1e-3, warmup=100, deca
     stream = batches(dataset, batch_size, seed, history.step, device, diffusion.network, workers)
     generator, bar = torch.Generator(device), Progress(history, progress)
     with _own_random_state(device), _compiled(diffusion.network, compile), contextlib.closing(bar):
-        for step in range(history.start(), steps):
+        first = history.start()
+        for step in range(first, steps):
             images, y = next(stream)
+            if step == first:
+                diffusion.check_batch(images, y)  # value by value, though this model may have seen other data before
             generator.manual_seed(stream_seed(seed, "noise", step))
             torch.manual_seed(stream_seed(seed, "layers", step))  # dropout draws from the global generator
             t = diffusion.sample_times(len(images), generator, device)
