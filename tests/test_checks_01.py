@@ -33,8 +33,8 @@ def bar(alpha_bar, index):
     return alpha_bar[index].view(-1, 1, 1, 1)
 
 
-def cosine(steps, offset, power=2, scaled=True):
-    t = torch.arange(steps + 1, dtype=torch.float64) / steps
+def cosine(steps, offset, power=2, scaled=True, dtype=torch.float64):
+    t = torch.arange(steps + 1, dtype=dtype) / steps
     f = torch.cos((t + offset) / (1 + offset if scaled else 1) * math.pi / 2) ** power
     return 1 - f[1:] / f[:-1]
 
@@ -63,6 +63,8 @@ WRONG = {
         "sigma is not 1 - alpha": lambda x, i, e, a: bar(a, i).sqrt() * x + (1 - bar(a, i).sqrt()) * e,
         "square root of the noise's factor": lambda x, i, e, a: bar(a, i).sqrt() * x + (1 - bar(a, i)) * e,
         "one row too early": lambda x, i, e, a: bar(a, i - 1).sqrt() * x + (1 - bar(a, i - 1)).sqrt() * e,
+        "you took the table for alpha": lambda x, i, e, a: bar(a, i) * x + (1 - bar(a, i) ** 2).sqrt() * e,
+        "noise of your own": lambda x, i, e, a: bar(a, i).sqrt() * x + (1 - bar(a, i)).sqrt() * torch.randn_like(x),
         "along the width": lambda x, i, e, a: a[i].sqrt() * x + (1 - a[i]).sqrt() * e,
         "changes its argument": lambda x, i, e, a: x.mul_(2),
     },
@@ -70,6 +72,12 @@ WRONG = {
         "must be capped": lambda steps, offset, cap: cosine(steps, offset),
         "offset is missing": lambda steps, offset, cap: cosine(steps, 0).clamp(max=cap),
         "divided by 1 + offset": lambda steps, offset, cap: cosine(steps, offset, scaled=False).clamp(max=cap),
+        "do not use fixed numbers": lambda steps, offset, cap: cosine(steps, 0.008).clamp(max=0.999),
+        "do not use a fixed 0.999": lambda steps, offset, cap: cosine(steps, offset).clamp(max=0.999),
+        "lost their digits": lambda steps, offset, cap: cosine(steps, offset, dtype=torch.float32).clamp(max=cap),
+        "one step early": lambda steps, offset, cap: torch.cat(
+            [torch.zeros(1), cosine(steps, offset).clamp(max=cap)[:-1]]
+        ),
         "must be squared": lambda steps, offset, cap: cosine(steps, offset, power=1).clamp(max=cap),
         "these are alpha-bars": lambda steps, offset, cap: (1 - cosine(steps, offset)).cumprod(0),
         "1 minus the ratio": lambda steps, offset, cap: 1 - cosine(steps, offset),
@@ -81,11 +89,14 @@ WRONG = {
         "this is 1 - t": lambda schedule: 1 - search(lambda alpha, sigma: alpha < sigma)(schedule),
         "keep the half": search(lambda alpha, sigma: alpha > sigma),
         "end of [0, 1]": search(lambda alpha, sigma: False),
+        "right for flow alone": lambda schedule: 0.5,
+        "Search more finely": lambda schedule: round(search(lambda alpha, sigma: alpha < sigma)(schedule), 2),
         "expected one number": lambda schedule: schedule(0.5),
     },
     "log_linear": {
         "take its root": lambda t, a, b: (torch.sigmoid(levels(t, a, b)), torch.sigmoid(-levels(t, a, b))),
         "wrong way": lambda t, a, b: tuple(torch.sigmoid(s * levels(1 - t, a, b)).sqrt() for s in (1, -1)),
+        "the slope is last - first": lambda t, a, b: tuple(torch.sigmoid(s * (a - b * t)).sqrt() for s in (1, -1)),
         "twice the log-SNR": lambda t, a, b: tuple(torch.sigmoid(2 * s * levels(t, a, b)).sqrt() for s in (1, -1)),
         "swapped": lambda t, a, b: tuple(torch.sigmoid(s * levels(t, a, b)).sqrt() for s in (-1, 1)),
         "variance exploding": lambda t, a, b: (torch.ones_like(t), torch.exp(-levels(t, a, b) / 2)),

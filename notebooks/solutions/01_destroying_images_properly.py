@@ -1,6 +1,6 @@
 # %% tags=["exercise"] name="q_sample"
 def q_sample(x0, index, eps, alphas_cumprod):
-    """x_t (B, C, H, W); position 0 of the table is the first noisy step."""
+    """x_t (B, C, H, W); row 0 of the table is the first noisy step."""
     row = alphas_cumprod[index].view(-1, 1, 1, 1)
     return row.sqrt() * x0 + (1 - row).sqrt() * eps
 
