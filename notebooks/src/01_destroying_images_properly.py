@@ -175,8 +175,8 @@ plots.density_2d(clouds, extent=2.5)
 # $\beta$ says how the walk is built. What a noisy picture holds is said better by the two factors of the boxed line.
 # From here on we write $x_t = \alpha\,x_0 + \sigma\,\varepsilon$ with $\alpha = \sqrt{\bar\alpha_t}$, the
 # *signal scale*, and $\sigma = \sqrt{1-\bar\alpha_t}$, the *noise scale*. The ratio of their squares is the *signal-to-noise
-# ratio*, SNR. Everything else that papers write is a function of these two. You need not learn the table; come back to
-# it when a paper confuses you.
+# ratio*, SNR. Everything else that papers write is a function of these two. Come back to the table when a paper
+# confuses you.
 #
 # | name | here | where you meet it |
 # |---|---|---|
@@ -253,7 +253,7 @@ plots.schedules({name: lambda t, bar=bar: scales(bar, t) for name, bar in tables
 #
 # ## Where does the information die?
 #
-# Your eye is a poor instrument here. Use a better one. Noise one emoji, hand the result to a detective who knows all
+# Your eye is a poor instrument here. Noise one emoji, hand the result to a detective who knows all
 # 1,875 originals, $\alpha$ and $\sigma$, and ask: which one was it? A Gaussian makes large noise unlikely and looks at
 # nothing but its length. So the best guess is the original whose shrunken copy $\alpha\,x$ lies nearest. When that is
 # right no more often than by chance, the information is gone. (`budget` chooses how many cases to try on your machine.)
@@ -611,8 +611,7 @@ for family in (schedules.flow(), schedules.variance_exploding()):
     print(f"variance preserving, times {alpha / 0.6:.3f}, is {family.name} at t = {family.inverse(level):.3f}")
 
 # %% [markdown]
-# With it you can build an instrument: move the sliders, and try to find two settings that look alike. (Without a live
-# kernel you see one setting.)
+# With it you can build an instrument: move the sliders, and try to find two settings that look alike.
 
 # %%
 def look(schedule="cosine", size=32, t=0.5):
