@@ -114,15 +114,15 @@ def test_prove_can_fail():
 
 def test_returns_prints_and_raises_only_when_strict(capsys, monkeypatch):
     monkeypatch.delenv("MINIDIFF_STRICT", raising=False)
-    assert check_snr(lambda a, s: (a / s) ** 2) is True
+    assert check_snr(lambda a, s: (a / s) ** 2)
     assert capsys.readouterr().out == "Correct: The ratio falls all the way.\n"
-    assert check_snr(lambda a, s: a / s) is False
+    assert not check_snr(lambda a, s: a / s)
     assert capsys.readouterr().out == "Not quite: you forgot the squares.\n"
-    assert check_snr() is False and "missing a required argument" in capsys.readouterr().out
+    assert not check_snr() and "missing a required argument" in capsys.readouterr().out
     monkeypatch.setenv("MINIDIFF_STRICT", "1")
     with pytest.raises(AssertionError, match="check_snr: Not quite: you forgot the squares"):
         check_snr(lambda a, s: a / s)
-    assert check_snr(lambda a, s: (a / s) ** 2) is True
+    assert check_snr(lambda a, s: (a / s) ** 2)
 
 
 def test_checks_have_their_own_random_state():

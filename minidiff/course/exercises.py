@@ -33,10 +33,26 @@ class Wrong(Exception):
     """A diagnosis for the reader; checks raise it, and `exercise` prints it."""
 
 
+class Verdict:
+    """Whether an answer passed: true or false in an `if`, and nothing to look at as the last line of a cell."""
+
+    def __init__(self, passed):
+        self.passed = passed
+
+    def __bool__(self):
+        return self.passed
+
+    def __repr__(self):
+        return "passed" if self.passed else "not passed"
+
+    def _ipython_display_(self):
+        """Show nothing: the diagnosis has been printed."""
+
+
 def exercise(lesson):
     """Decorator: makes a check out of a function that raises Wrong, or any error, where the reader's answer fails.
 
-    lesson: one sentence, printed after 'Correct:', on what the right answer shows. The check returns True or False. It
+    lesson: one sentence, printed after 'Correct:', on what the right answer shows. The check returns a Verdict. It
     runs with its own random state, seeded with 0. Functions of the reader's that return None or `...` count as empty,
     and may not change the tensors they are given.
     """
@@ -50,7 +66,7 @@ def exercise(lesson):
             print(f"Correct: {lesson}" if diagnosis is None else diagnosis)
             if diagnosis is not None and os.environ.get("MINIDIFF_STRICT") == "1":
                 raise AssertionError(f"{check.__name__}: {diagnosis}")
-            return diagnosis is None
+            return Verdict(diagnosis is None)
 
         return wrapper
 
