@@ -21,6 +21,7 @@ def test_evaluations():
         stub,
         {
             "needs a second guess": lambda num, steps, guidance: num * steps,
+            "other than 1 needs a second": lambda num, steps, guidance: num * steps * (2 if guidance > 1 else 1),
             "multiply by num": lambda num, steps, guidance: steps * double(num, steps, guidance),
             "drops out and is not computed": lambda num, steps, guidance: 2 * num * steps,
             "moves between steps + 1 times": lambda num, steps, guidance: num * (steps + 1) * double(0, 0, guidance),
@@ -46,23 +47,31 @@ def test_ddim_step():
             "scaled by alpha before": lambda x, guess, a, s, a_next, s_next: a_next * guess + s_next * (x - guess) / s,
             "not the other way round": lambda x, guess, a, s, a_next, s_next: (
                 s_next * guess + a_next * (x - a * guess) / s),
+            "the noise in x is not x - guess": lambda x, guess, a, s, a_next, s_next: (
+                a_next * guess + s_next * (x - guess)),
+            "yours still holds alpha": lambda x, guess, a, s, a_next, s_next: a * guess + s_next * (x - a * guess) / s,
+            "also holds noise": lambda x, guess, a, s, a_next, s_next: a_next * guess,
+            "believed the guess": lambda x, guess, a, s, a_next, s_next: guess,
             "you returned the noise": lambda x, guess, a, s, a_next, s_next: (x - a * guess) / s,
         },
     )  # fmt: skip
 
 
-def arc(a, b, share):
-    angle = torch.arccos((a * b).sum() / (a.norm() * b.norm()))
+def cosine(a, b):
+    return (a * b).sum() / (a.norm() * b.norm())
+
+
+def with_angle(a, b, share, angle):
     return (torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / torch.sin(angle)
+
+
+def arc(a, b, share):
+    return with_angle(a, b, share, torch.arccos(cosine(a, b)))
 
 
 def test_between():
     def line(a, b, share):
         return (1 - share) * a + share * b
-
-    def degrees(a, b, share):
-        angle = torch.rad2deg(torch.arccos((a * b).sum() / (a.norm() * b.norm())))
-        return (torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / torch.sin(angle)
 
     quarter = torch.pi / 2
     prove(
@@ -75,7 +84,12 @@ def test_between():
             "share 0 must give a": lambda a, b, share: arc(b, a, share),
             "a right angle": lambda a, b, share: (
                 torch.cos(torch.tensor(share * quarter)) * a + torch.sin(torch.tensor(share * quarter)) * b),
-            "in degrees": degrees,
+            "in degrees": lambda a, b, share: with_angle(a, b, share, torch.rad2deg(torch.arccos(cosine(a, b)))),
+            "length 1": lambda a, b, share: arc(a / a.norm(), b / b.norm(), share),
+            "sum of all products": lambda a, b, share: (
+                with_angle(a, b, share, torch.arccos(a * b / (a.norm() * b.norm())))),
+            "is its cosine": lambda a, b, share: with_angle(a, b, share, cosine(a, b)),
+            "divide a . b by both lengths": lambda a, b, share: with_angle(a, b, share, torch.arccos((a * b).sum())),
             "sin(theta) is missing": lambda a, b, share: arc(a, b, share) * torch.sin(torch.tensor(70.0).deg2rad()),
         },
     )  # fmt: skip

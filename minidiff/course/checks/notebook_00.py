@@ -6,7 +6,7 @@ import torch
 
 from minidiff import schedules
 from minidiff.backbones import create_model
-from minidiff.course.exercises import compare, exercise
+from minidiff.course.exercises import Wrong, compare, exercise
 from minidiff.diffusion import Diffusion
 from minidiff.prediction import Prediction
 from minidiff.samplers import ddim, sample
@@ -24,7 +24,8 @@ def _counted(num, steps, guidance):
 
 @exercise("guidance asks the network twice, with the label and without; at scale 1 the second answer is not needed.")
 def check_evaluations(evaluations):
-    for num, steps, guidance in ((1, 4, 1.0), (3, 4, 1.0), (3, 5, 2.5), (2, 3, 0.0)):
+    # No scale 0 here: it needs one guess only, the one without the label, while `sample` asks for both all the same.
+    for num, steps, guidance in ((1, 4, 1.0), (3, 4, 1.0), (3, 5, 2.5), (5, 3, 0.5)):
         mistakes = {
             "the network sees every picture in every step: multiply by num": steps * (1 if guidance == 1.0 else 2),
             "guidance other than 1 needs a second guess, without the label, in every step": num * steps,
@@ -55,6 +56,12 @@ def check_ddim_step(ddim_step):
                 alpha_next * guess + sigma_next * x,
             "the guess has to be scaled by alpha before you take it out of x":
                 alpha_next * guess + sigma_next * (x - guess) / sigma,
+            "the noise in x is not x - guess: solve x = alpha * guess + sigma * noise for it":
+                alpha_next * guess + sigma_next * (x - guess),
+            "the new mixture holds alpha_next of the guess, and yours still holds alpha":
+                alpha * guess + sigma_next * noise,
+            "the new mixture also holds noise, sigma_next of it": alpha_next * guess,
+            "you believed the guess at once; lean towards it: mix it with the noise in x again": guess,
             "alpha_next belongs to the guess and sigma_next to the noise, not the other way round":
                 sigma_next * guess + alpha_next * noise,
         }
@@ -70,7 +77,7 @@ def check_between(between):
     for share in (0.0, 0.25, 0.5, 1.0):
         point = math.cos(share * angle) * one + math.sin(share * angle) * two
         straight = (1 - share) * a + share * b
-        degrees = math.degrees(angle)
+        degrees, cosine = math.degrees(angle), math.cos(angle)
         mistakes = {
             "that is the straight line, which cuts through the sphere; use the sines of the angles": straight,
             "you scaled the straight line to the right length; it stays on the sphere but hurries through the middle":
@@ -80,7 +87,18 @@ def check_between(between):
             "you took a right angle between a and b; noises are only nearly at right angles, so compute it":
                 math.cos(share * math.pi / 2) * a + math.sin(share * math.pi / 2) * b,
             "the division by sin(theta) is missing": math.sin(angle) * length * point,
+            "you return a vector of length 1; put a and b themselves into the formula, not divided by their lengths":
+                point,
+            "a . b is one number, the sum of all products; your angle is a tensor":
+                torch.where(a * b != 0, length * point, (math.sin((1 - share) * math.pi / 2) * a
+                                                         + math.sin(share * math.pi / 2) * b)),
+            "what you took for theta is its cosine; torch.arccos gives the angle":
+                (math.sin((1 - share) * cosine) * a + math.sin(share * cosine) * b) / math.sin(cosine),
             "torch.sin takes radians, and your angle is in degrees":
                 (math.sin((1 - share) * degrees) * a + math.sin(share * degrees) * b) / math.sin(degrees),
         }
-        compare(between(a, b, share), length * point, mistakes, name=f"the point at share {share:g}", atol=1e-4)
+        yours = between(a, b, share)
+        if torch.is_tensor(yours) and yours.isnan().all():
+            raise Wrong("Not quite: your result is NaN. A cosine lies between -1 and 1, so "
+                        "divide a . b by both lengths.")
+        compare(yours, length * point, mistakes, name=f"the point at share {share:g}", atol=1e-4)
