@@ -22,9 +22,9 @@ run = setup()
 # %% [markdown]
 # ## Can guessing noise be enough?
 #
-# [Notebook 02](02_from_likelihood_to_a_squared_error.ipynb) started from a likelihood and ended with one line: add noise to a picture, let a network guess the noise, take the squared error. It is hard to believe that this alone can make anything. So put it to the test: write the whole model, with nothing but PyTorch, and see.
+# [Notebook 02](02_from_likelihood_to_a_squared_error.ipynb) started from a likelihood and ended with one line: add noise to a picture, let a network guess the noise, take the squared error. Can that alone make anything? Write the whole model, with nothing but PyTorch, and see.
 #
-# Start with data that you can see: points in the plane. A "picture" now has two numbers instead of thousands, a network learns it in seconds, and a scatter plot shows the whole distribution at once, which no grid of pictures ever does. Two moons are a fair test. They are thin, they are curved, and the gap between them must stay empty.
+# Start with data that you can see: points in the plane. A "picture" now has two numbers, a network learns it in seconds, and a scatter plot shows the whole distribution at once. Two moons are a fair test: they are thin and curved, and the gap between them must stay empty.
 #
 # The package keeps them in $[-1, 1]$. Here they are spread by two, so that their variance is near 1: that is the size of data that the paper's schedule is made for.
 
@@ -100,9 +100,9 @@ for name, i in steps_shown.items():
 plots.density_2d(clouds, extent=3)
 
 # %% [markdown]
-# The moons are blurred after 10 steps and gone after 25. The last fifty steps look alike to the eye. Keep that in mind for the ablation of the schedule.
+# The moons are blurred after 10 steps and gone after 25. The last fifty steps look alike to the eye. Remember that for the ablations.
 #
-# The third piece is the **network**. It gets a noisy point and the number of the step, because how far to trust the point depends on how much noise there is. A bare number is hard for a small network to use, so it becomes 64 sines and cosines of different frequency, as in the paper's U-Net. Behind that stand four hidden layers. (`y` is a place for labels; see exercise 3.)
+# The third piece is the **network**. It gets a noisy point and the number of the step, since how far to trust the point depends on how much noise there is. The number becomes 64 sines and cosines of different frequency, as in the paper's U-Net. Four hidden layers follow. (`y` is a place for labels; see exercise 3.)
 #
 # Three lines set the weights at the start. With PyTorch's own, which are small, a signal shrinks from layer to layer, and two coordinates among 64 features of the step are hardly heard. Leave the three lines out and the moons stay blurred at this budget. No theory of diffusion says so; a denoiser is a network like any other.
 
@@ -126,7 +126,7 @@ class Denoiser(nn.Module):
         return self.layers[-1](h)
 
 # %% [markdown]
-# The fourth piece is the **training loop**. Draw data, draw steps, draw noise, take one step down the gradient. The one thing that you may not have seen is `average`. Sampling does not use the weights as training leaves them, still jittering from the last batches, but their exponential moving average (EMA): after each step the copy moves a small part of the way towards the weights. An ablation below shows what it is worth.
+# The fourth piece is the **training loop**. Draw data, steps and noise, take one step down the gradient. New may be `average`. Sampling uses not the weights as the last batches left them but their exponential moving average (EMA): after each step the copy moves a small part of the way towards the weights.
 
 # %%
 # DDPM 4 of 5: training
@@ -216,7 +216,7 @@ plots.trajectories_2d([cloud[:4] for cloud in path], points=points[:1500])
 # %% [markdown]
 # ## How many lines was that?
 #
-# Jupyter keeps the cells that ran in a list, so the notebook can count its own lines. Blank lines and comments do not count, imports do.
+# Jupyter keeps the cells that ran, so the notebook can count its own lines. Blank lines and comments do not count, imports do.
 
 # %%
 from IPython import get_ipython
@@ -303,13 +303,13 @@ many = minidiff.training.train(picture_model(), shapes, **recipe)
 many
 
 # %% [markdown]
-# How good is that? Set it beside the shapes model that comes with the package. It has four times the weights, was trained for longer on the same scenes, and is told what the first object should be, as in the real scene below it. Both start from the same noise. For shapes there is also a strict judge: `shapes.read` reads a picture back into words, and says `None` when a shape is not clean enough to be named.
+# How good is that? Set it beside the shapes model that comes with the package. Its network is wider, was trained for longer on the same kind of scenes, and is told what the first object should be: that of the real scene below. Both start from the same noise. For shapes there is also a strict judge: `shapes.read` reads a picture back into words, and says `None` when a shape is not clean enough to be named.
 
 # %%
 num, sampling = (64, 50) if run.tier != "smoke" else (8, 4)
 scenes, labels, _ = shapes.batch(range(90_000, 90_000 + num))
 drawn = {}
-for name, model in {"yours": many.ema, "shapes-unet": minidiff.load("shapes-unet", run.device)}.items():
+for name, model in {"yours": many.ema, "shipped": minidiff.load("shapes-unet", run.device)}.items():
     y = labels if model.network.num_classes else None  # the shipped one wants to be told what to draw
     drawn[name] = minidiff.sample(model, num, y=y, steps=sampling, progress=False).cpu()
 drawn["real"] = scenes
@@ -319,7 +319,7 @@ for name, images in drawn.items():
 plots.filmstrip(torch.stack([x[:10] for x in drawn.values()], dim=1), rows=list(drawn))
 
 # %% [markdown]
-# A minute or two of training gives the plan of the pictures: white ground, one or two patches, one colour each, the right sizes. The outlines come later: diffusion models learn what is large first, and the judge is merciless about the rest. What separates the first two rows is training and width, not the recipe.
+# A minute or two of training gives the plan of the pictures: white ground, mostly one or two patches, the right sizes, more or less one colour each. The outlines come later: diffusion models learn what is large first, and the judge is merciless about the rest. What separates the first two rows is training and width, not the recipe.
 #
 # ## The best denoiser there is
 #
@@ -350,7 +350,7 @@ for t in (0.1, 0.5, 0.9):
 print(f"Tweedie's formula agrees. The emoji set has {len(known):,} pictures.")
 
 # %% [markdown]
-# A sampler does not care where its predictions come from. It takes any function of $(x_t, t)$ that returns a `Prediction`. So sample with the ideal denoiser of all training emoji, no network anywhere, from the noise that `emoji-unet` also starts with.
+# A sampler does not care where its predictions come from. It takes any function of $(x_t, t)$ that returns a `Prediction`. So sample with the ideal denoiser of all training emoji, no network anywhere, from four draws of noise.
 
 # %%
 def ideal_model(data):
@@ -417,7 +417,7 @@ def four_curves(errors):
 four_curves(errors)
 
 # %% [markdown]
-# Read the blue lines first, those of the ideal denoiser. On training emoji (solid) its error falls off a cliff below $t = 0.8$: it has recognised the one picture that fits. On held-out emoji (dashed) it does the same thing, and is wrong. It insists on the nearest picture it knows, no matter how clearly it is shown another one, so its error stops falling. The network's two lines lie almost on top of each other. It is far worse than the ideal on what it has seen, and far better on what it has not. It never learned the pictures; it learned what pictures have in common.
+# Read the blue lines first, those of the ideal denoiser. On training emoji (solid) its error falls off a cliff below $t = 0.8$: it has recognised the one picture that fits. On held-out emoji (dashed) it does the same thing, and is wrong. It insists on the nearest picture it knows, no matter how clearly it is shown another one, so its error stops falling. The network's two lines run close together. It is far worse than the ideal on what it has seen, and far better on what it has not. It has learned much less about these pictures than about what pictures have in common. The small gap between its lines is the subject of the next section.
 #
 # ## Learning by heart
 #
@@ -481,11 +481,11 @@ histograms(made, sets)
 #
 # ## Seven ablations
 #
-# Your hundred lines made many choices. Which of them matter? An **ablation** changes one thing and keeps everything else. Two rules make it honest: the same budget for every variant, and several seeds, because a difference that is smaller than the spread between seeds is no difference. On points this costs seconds, so you can afford it.
+# Your hundred lines made many choices. Which of them matter? An **ablation** changes one thing and keeps everything else. Two rules make it honest: the same budget for every variant, and several seeds, because a difference smaller than the spread between seeds is no difference. On points this costs seconds.
 #
 # You also need a judge. The **energy distance** between two clouds is twice the mean distance from a point of the one to a point of the other, minus the mean distance within the one, minus that within the other. It is zero exactly when both come from the same distribution (Székely and Rizzo 2013); with finite clouds it is a little more, and how much more, 2,000 fresh points of real data tell. One change makes the judge look closely: distances $d$ enter as $1 - e^{-d/0.2}$, which saturates, so that it sees whether points lie *on* a moon and not just whether each moon gets its share.
 #
-# Three seeds at the price of little more than one: put three networks into one, as a batch of matrix products. The first third of a batch goes through the first network, and so on. The package's `Diffusion` does not notice.
+# Three seeds at little more than the price of one: put three networks into one, as a batch of matrix products. Each takes a third of the batch, and the package's `Diffusion` does not notice.
 
 # %%
 from minidiff.layers import timestep_embedding
@@ -513,7 +513,7 @@ class Networks(nn.Module):
         return h.flatten(0, 1)
 
 # %% [markdown]
-# Now train. The base model is the one of the paper: $\varepsilon$, linear schedule, uniform weight. Six variants each change one thing. One of them, `bound`, is the loss that was not simplified. It keeps the factor that the variational bound puts before each step, $\beta^2 / (2 \sigma_q^2 (1 - \beta)\,\sigma^2)$ in equation 12 of the paper, here with $\sigma_q^2 = \beta$.
+# Now train. The base model is the one of the paper: $\varepsilon$, linear schedule, uniform weight. Seven variants each change one thing. `min-SNR` caps the weight of steps with little noise. `bound` is the loss that was not simplified: it keeps the factor that the variational bound puts before each step, $\beta^2 / (2 \sigma_q^2 (1 - \beta)\,\sigma^2)$ in equation 12 of the paper, here with $\sigma_q^2 = \beta$.
 
 # %%
 def bound_weight(schedule, t):
@@ -609,7 +609,7 @@ questions = {
 }
 
 # %% [markdown]
-# Seven questions, one picture. Shorter is better, the black line is the spread over three seeds, and the dashed line is what real data get. The axis is logarithmic.
+# Shorter is better, the black line is the spread over three seeds, and the dashed line is what real data get. The axis is logarithmic.
 
 # %%
 @plots.quiet
@@ -637,9 +637,21 @@ def seven_panels(questions, scores, floor):
 seven_panels(questions, scores, floor)
 
 # %% [markdown]
-# Go through them with the spread in mind. A difference counts here if it is clearly larger than the black lines.
+# A difference counts if it is clearly larger than the black lines.
 #
-# **Prediction.** $\varepsilon$ and $v$ are alike, $x_0$ is several times worse. An error in a predicted $x_0$ stays in the point as it is; an error in $\varepsilon$ is multiplied by $\sigma/\alpha$, which is small where the details are made. **Schedule.** No difference to speak of, although linear wastes its last steps. Points are drowned by little noise; pictures, whose neighbouring pixels say the same thing, are not, and it was pictures that cosine was made for. **Steps in training.** 25 are too few, beyond 100 nothing is gained. **Weight.** Here the toy contradicts the paper. The bound's weight costs nothing. It stresses low noise, which on pictures is grain that nobody sees, but on thin moons is the shape itself. min-SNR takes weight away from there, and the moons blur. **Sampler.** At 10 steps DDIM wins, at 50 and more the two are alike. **Variance.** With all steps small and large are close. With 10 steps large is *better*, where the DDIM paper found it ruinous. The small variance is right for an $x_0$ that is known exactly, so over long strides the cloud contracts; the large one keeps its width, and what it leaves of noise the last, noise-free step wipes away. A judge of pictures is not so forgiving of grain. **Averaging.** The last weights are clearly worse than their mean, for the price of one line.
+# **Prediction.** $\varepsilon$ and $v$ are alike, $x_0$ is several times worse. An error in a predicted $x_0$ stays in the point as it is; an error in $\varepsilon$ is multiplied by $\sigma/\alpha$, which is small where details are made.
+#
+# **Schedule.** No difference to speak of, although linear wastes its last steps. A little noise drowns a point. Neighbouring pixels say the same thing, so pictures stand more of it, and it was for pictures that cosine was made.
+#
+# **Steps in training.** 25 are too few; beyond 100 nothing is gained.
+#
+# **Weight.** Here the toy contradicts the paper: the bound's weight costs nothing. It stresses low noise. On pictures that is grain, but on thin moons it is the shape itself. min-SNR takes weight away from there, and the moons blur.
+#
+# **Sampler.** With 10 steps DDIM wins; with 50 and more the two are alike.
+#
+# **Variance.** With all 100 steps the two are close. With 10 steps large is *better*, where the DDIM paper found it ruinous. The small variance is right for an $x_0$ that is known exactly, so over long strides it makes the cloud too narrow. The large one keeps more of the width, and the last step, which adds no noise, wipes away the grain. In pictures grain stayed, says that paper, and FID is sensitive to it.
+#
+# **Averaging.** The last weights are clearly worse than their mean, which costs one line.
 #
 # ## What the papers found, what you measured
 
