@@ -8,14 +8,6 @@ def posterior_coefficients(betas):
     return on_x0, on_x_t, betas * (1 - before) / (1 - now)
 
 
-# %% tags=["exercise"] name="kl_full"
-def kl_full(mean_1, cov_1, mean_2, cov_2):
-    """KL(N(mean_1, cov_1) || N(mean_2, cov_2)) with means (D,) and covariances (D, D): a scalar tensor."""
-    gap, inverse = mean_2 - mean_1, torch.linalg.inv(cov_2)
-    volumes = torch.logdet(cov_2) - torch.logdet(cov_1)
-    return (volumes - len(gap) + torch.trace(inverse @ cov_1) + gap @ inverse @ gap) / 2
-
-
 # %% tags=["exercise"] name="bound_weight"
 def bound_weight(kind, log_snr_s, log_snr_t):
     """Weight (nats) on the squared error of a network of this kind, "x0", "eps" or "v", for the step from t up to s."""

@@ -1,4 +1,4 @@
-"""The exercises of notebook 02: posterior tables, KL in D dimensions, weights of the bound, a bound for any pixel."""
+"""The exercises of notebook 02: posterior tables, weights of the bound, a bound for any pixel."""
 
 import math
 
@@ -24,9 +24,12 @@ def check_posterior_coefficients(posterior_coefficients):
     before = torch.cat([now[:1] * 0 + 1, now[:-1]])
     shifted = "alpha-bar of the step before is needed where you have that of the step itself; start it with 1"
     squared = "a root is missing: x0 is scaled by alpha, the root of alpha-bar, not by alpha-bar"
+    first = "only the first entry is wrong: the step before it is the clean picture, whose alpha-bar is 1"
+    wrapped, none = torch.cat([now[-1:], now[:-1]]), torch.cat([now[:1] * 0, now[:-1]])
     swapped = "you swapped the factors of x0 and x_t"
     compare(got[0], on_x0, {
         swapped: on_x_t, squared: betas * before / (1 - now), shifted: betas * now.sqrt() / (1 - now),
+        first: betas * wrapped.sqrt() / (1 - now), first + ", not 0": betas * none.sqrt() / (1 - now),
         "the root belongs over alpha-bar alone, beta stays as it is": betas.sqrt() * before.sqrt() / (1 - now),
     }, name="on_x0")
     compare(got[1], on_x_t, {
@@ -40,38 +43,6 @@ def check_posterior_coefficients(posterior_coefficients):
         "that is the logarithm of the variance": variance.clamp(min=1e-20).log(),
         "the fraction is upside down": betas * (1 - now) / (1 - before).clamp(min=1e-300),
     }, name="variance")
-
-
-@exercise("for pictures nobody writes the matrices: with diagonal covariances it is one sum over pixels.")
-def check_kl_full(kl_full):
-    def symmetric(size):
-        root = torch.randn(size, size, dtype=torch.float64)
-        return root @ root.T / size + 0.3 * torch.eye(size, dtype=torch.float64)
-
-    def parts(m_1, c_1, m_2, c_2):
-        gap, inverse = m_2 - m_1, torch.linalg.inv(c_2)
-        return torch.trace(inverse @ c_1), gap @ inverse @ gap, torch.logdet(c_2) - torch.logdet(c_1), gap
-
-    for size in (3, 1, 5):
-        given = torch.randn(size).double(), symmetric(size), torch.randn(size).double(), symmetric(size)
-        trace, square, volume, gap = parts(*given)
-        back = parts(given[2], given[3], given[0], given[1])
-        right = (trace - size + square + volume) / 2
-        mistakes = {
-            "the roles are reversed: the average is over the first Gaussian, and the second covariance is inverted":
-                (back[0] - size + back[1] + back[2]) / 2,
-            "the dimension is missing: each direction of the first square averages to 1, so subtract D":
-                (trace + square + volume) / 2,
-            "you subtracted 1 where D dimensions give D": (trace - 1 + square + volume) / 2,
-            "the log-determinants are missing": (trace - size + square) / 2,
-            "the log-determinants have the wrong sign: a wider second Gaussian costs":
-                (trace - size + square - volume) / 2,
-            "the factor 1/2 is missing": 2 * right,
-            "that is in bits; nats were asked for": right / math.log(2),
-            "the distance of the means must be measured in the second covariance":
-                (trace - size + gap @ gap + volume) / 2,
-        }
-        compare(kl_full(*given), right, mistakes, name=f"the KL divergence in {size} dimensions")
 
 
 @exercise("a step up is paid for by the signal-to-noise ratio it gains; the schedule matters in no other way.")
@@ -90,6 +61,9 @@ def check_bound_weight(bound_weight):
                     (before - after) / 2 * factor,
                 "that is the weight on the error of x0; eps and v errors are larger, so each counts less": gain,
                 f"you multiplied where an error in {kind} has to be divided by its size": gain / factor,
+                "the errors are squared, so the factor between them is squared, too": gain * factor**0.5,
+                "an error in x0 is 1/sigma times as large in v, and sigma^2 = 1 / (1 + SNR)":
+                    gain / (1 + math.exp(-after)) if kind == "v" else gain * math.nan,
                 "the network sees x_t, so its error is converted with the SNR at t, not at s": gain / at_s,
                 "that is the weight for the other of eps and v": gain / math.exp(after) if kind == "v"
                     else gain / (math.exp(after) + 1),
