@@ -112,7 +112,7 @@ def tour(args, names):
     print(f"Done in {time.perf_counter() - start:.0f} s.")
     for label, path in zip(("the notebook", "the page", "the picture"), paths):
         print(f"  {label:13}{path.resolve()}")
-    print("`make lab` opens the notebooks.")
+    print("`make lab` opens the notebooks, with their formulas; the page needs a network to draw those.")
 
 
 def main():

@@ -1,6 +1,7 @@
 """`sample()`: pictures from a diffusion model, by any sampler, with a progress bar."""
 
 import inspect
+import sys
 
 import torch
 from tqdm import tqdm
@@ -54,7 +55,8 @@ def sample(
     batches = [range(first, min(first + batch_size, num)) for first in range(0, num, batch_size)]
     pictures = []
     total = len(batches) * (len(times) - 1)
-    with eval_mode(diffusion), tqdm(total=total, desc=sampler, disable=not progress, ascii=True) as bar:
+    stream = sys.stdout if "ipykernel" in sys.modules else sys.stderr  # notebooks paint stderr red
+    with eval_mode(diffusion), tqdm(total=total, desc=sampler, disable=not progress, ascii=True, file=stream) as bar:
         for batch in batches:
             denoise = bind(diffusion, None if y is None else y[batch.start : batch.stop], guidance, clipped)
             noise = seeded_noise([(seed, i) for i in batch])

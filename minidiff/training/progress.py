@@ -33,7 +33,8 @@ class Progress:
     def __init__(self, history, enabled=True):
         terminal, notebook = sys.stderr.isatty(), "ipykernel" in sys.modules
         self.interval = 0.5 if terminal else 4.0 if notebook else 60.0
-        stream = sys.stderr if terminal or notebook else _Lines()
+        # notebooks paint stderr red
+        stream = sys.stdout if notebook else sys.stderr if terminal else _Lines()
         self.bar = tqdm(total=history.steps, initial=history.step, disable=not enabled, ascii=" -#", bar_format=BAR,
                         file=stream, mininterval=0, miniters=1, delay=1e-9)
         self.history, self.step, self.due = history, history.step, time.monotonic() + self.interval
