@@ -3,7 +3,7 @@
 #
 # After this notebook you have written a complete diffusion model from an empty file, proved each piece of it right, trained it on points and on pictures, and measured which of its parts matter.
 #
-# Run time: about six minutes on a CPU with two cores, at most four of them training; expect about as long on a T4 or a big GPU, which train for more steps. Nothing is downloaded.
+# Run time: about three minutes on a CPU with two idle cores, up to six on busy ones, most of it training; expect as long on a T4 or a big GPU, which train for more steps. Nothing is downloaded.
 #
 # You will
 #
@@ -478,7 +478,7 @@ medians = {name: [nearest(samples, x).values.median().item() for x in sets.value
 histograms(made, sets)
 
 # %% [markdown]
-# The dashed lines are medians. On the left they coincide: to a network that saw an endless stream, the 64 are pictures like any others. On the right they part. The network has begun to memorise, in a minute or two and with fewer than 300,000 weights. The training loss and the judge of single pictures both called it progress. Compare samples with what was trained on, always, and have a set of pictures ready that was not.
+# The dashed lines are medians. On the left they all but coincide: to a network that saw an endless stream, the 64 are pictures like any others. On the right they part. The network has begun to memorise, in a minute or two and with fewer than 300,000 weights. The training loss and the judge of single pictures both called it progress. Compare samples with what was trained on, always, and have a set of pictures ready that was not.
 #
 # ## Seven ablations
 #
