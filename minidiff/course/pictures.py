@@ -65,7 +65,7 @@ def _sheet(cells, columns, scale, titles=None, heads=None, names=None, line=15):
     titles, heads = [wrap(str(x)) for x in titles or ()], [wrap(x) for x in heads or ()]
     above = line * max((x.count("\n") + 1 for x in titles), default=0)
     top = line * max((x.count("\n") + 1 for x in heads), default=0)
-    left = 10 + int(6.6 * max((len(x) for x in names), default=0)) if names else 0
+    left = 12 + int(7.4 * max((len(x) for x in names), default=0)) if names else 0
     canvas, corners = mosaic(cells, columns, scale, above=above, top=top, left=left)
 
     height, width = canvas.shape[:2]
