@@ -1,13 +1,9 @@
 """The exercises of notebook 03: solutions pass, stubs fail, typical wrong answers are named."""
 
-import copy
-import math
 from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 from minidiff.course.checks import notebook_03 as checks
 from minidiff.course.exercises import prove
@@ -26,7 +22,7 @@ def q_sample(x0, i, eps, table):
 @pytest.fixture(scope="module")
 def solved():
     """The names that the solution file defines, with what the notebook gives it."""
-    space = {"torch": torch, "nn": nn, "F": F, "math": math, "copy": copy, "at": at, "q_sample": q_sample}
+    space = {"torch": torch, "at": at, "q_sample": q_sample}
     exec(SOLUTIONS.read_text(encoding="utf-8"), space)
     return space
 
@@ -57,16 +53,18 @@ def test_v_loss(solved):
 def test_ddim_sampler(solved):
     right = solved["sample_ddim"]
 
-    def wrong(next_stop=lambda i, stride: i - stride, noise=0.0, last=True, stride_of=lambda s: s):
+    def wrong(next_stop=lambda i, stride: i - stride, noise=0.0, last=True, stride_of=lambda s: s, up=False,
+              wrap=False):
         def sample_ddim(network, table, x, stride):
             stride = stride_of(stride)
-            for i in range(99, -1, -stride):
+            for i in reversed(range(0, 100, stride)) if up else range(99, -1, -stride):
                 eps = network(x, torch.full((len(x),), i))
                 x0 = (x - table.sigma[i] * eps) / table.alpha[i]
-                if i - stride < 0:
+                if i - stride < 0 and not wrap:
                     return x0 if last else x
                 j = next_stop(i, stride)
                 x = table.alpha[j] * x0 + table.sigma[j] * (eps + noise * torch.randn_like(x))
+            return x
         return sample_ddim
 
     prove(checks.check_ddim_sampler, right, stub, {
@@ -74,51 +72,17 @@ def test_ddim_sampler(solved):
         "not to that of i - 1": wrong(next_stop=lambda i, stride: i - 1),
         "must return its x0": wrong(last=False),
         "every step was visited": wrong(stride_of=lambda s: 1),
+        "counted up from 0; they": wrong(up=True),
+        "counted up from 0, and": wrong(up=True, last=False),
+        "counts from the end of the table": wrong(wrap=True),
     })  # fmt: skip
-
-
-class Stub(nn.Module):
-    def __init__(self, num_classes, hidden=128):
-        super().__init__()
-
-    def forward(self, x, i, y):
-        ...
-
-
-def labelled(add):
-    class Labelled(nn.Module):
-        def __init__(self, num_classes, hidden=32):
-            super().__init__()
-            self.first, self.last = nn.Linear(5, hidden), nn.Linear(hidden, 2)
-            self.label = nn.Embedding(num_classes, hidden)
-
-        def forward(self, x, i, y):
-            zero = torch.zeros_like(x[:, :1])
-            time = i[:, None] / 100
-            return self.last(F.silu(add(self, torch.cat([x, time, time**2, zero], 1), y)))
-
-    return Labelled
-
-
-def test_labelled_denoiser(solved):
-    def as_number(net, features, y):
-        return net.first(torch.cat([features[:, :4], y[:, None].float()], 1))
-
-    prove(checks.check_labelled_denoiser, solved["LabelledDenoiser"], Stub, {
-        "does not depend on y": labelled(lambda net, f, y: net.first(f)),
-        "as a number": labelled(as_number),
-        "moved others": labelled(lambda net, f, y: net.first(f) + net.label(y).mean(0)),
-        "two different answers": labelled(lambda net, f, y: net.first(f) + nn.Embedding(3, 32)(y)),
-    })  # fmt: skip
-    right = labelled(lambda net, f, y: net.first(f) + net.label(y))
-    assert checks.check_labelled_denoiser(right)
 
 
 def test_copied(solved):
-    def wrong(judge):
+    def wrong(judge, dim=1):
         def copied(samples, training):
             distance = torch.cdist(samples.flatten(1), training.flatten(1))
-            return judge(*distance.topk(2, dim=1, largest=False).values.T)
+            return judge(*distance.topk(2, dim=dim, largest=False).values.movedim(dim, 0))
         return copied
 
     prove(checks.check_copied, solved["copied"], stub, {
@@ -126,4 +90,5 @@ def test_copied(solved):
         "squared distances": wrong(lambda a, b: (a**2 < b**2 / 3).float().mean()),
         "factor of a third is missing": wrong(lambda a, b: (a < b).float().mean()),
         "no copies": wrong(lambda a, b: (a > b / 3).float().mean()),
+        "along the other axis": wrong(lambda a, b: (a < b / 3).float().mean(), dim=0),
     })  # fmt: skip

@@ -16,23 +16,6 @@ def sample_ddim(network, table, x, stride):
         x = alpha[j] * x0 + sigma[j] * eps if j >= 0 else x0
     return x
 
-# %% tags=["exercise"] name="LabelledDenoiser"
-class LabelledDenoiser(nn.Module):
-    def __init__(self, num_classes, hidden=128):
-        super().__init__()
-        self.label = nn.Embedding(num_classes, hidden)
-        self.first = nn.Linear(2 + 64, hidden)
-        self.hidden = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(3))
-        self.last = nn.Linear(hidden, 2)
-
-    def forward(self, x, i, y):
-        frequency = torch.exp(-math.log(10_000) * torch.arange(32) / 31)
-        angle = i[:, None] * frequency
-        h = self.first(torch.cat([x, angle.sin(), angle.cos()], dim=1)) + self.label(y)
-        for layer in self.hidden:
-            h = layer(F.silu(h))
-        return self.last(F.silu(h))
-
 # %% tags=["exercise"] name="copied"
 def copied(samples, training):
     """The share, from 0 to 1, of samples (M, ...) that are copies of one of the training pictures (N, ...)."""

@@ -1,18 +1,18 @@
 # %% [markdown]
 # # 03 DDPM in a hundred lines
 #
-# After this notebook you have written a complete diffusion model from an empty file, proved each piece of it right, trained it on points and on pictures, and measured which of its parts matter.
+# After this notebook you have written a complete diffusion model from an empty file, checked each piece of it, trained it on points and on pictures, and measured which of its parts matter.
 #
-# Run time: about three minutes on a CPU with two idle cores, up to six on busy ones, most of it training; expect as long on a T4 or a big GPU, which train for more steps. Nothing is downloaded.
+# Run time: about three minutes on a CPU with two idle cores, most of it training; expect as long on a GPU, which trains for more steps. Nothing is downloaded.
 #
 # You will
 #
-# - write schedule, loss, network, training loop and sampler by hand, and count the lines,
-# - watch a cloud of noise fold itself into two moons, and check every piece against the package,
-# - train a U-Net on pictures, and compare it with one that was trained longer,
+# - write all five pieces by hand, and count the lines,
+# - watch noise fold into two moons, and check every piece against the package,
+# - train a U-Net on pictures, and compare it with one trained longer,
 # - write down the best denoiser that can exist, and see why you do not want it,
 # - catch a network learning 64 pictures by heart,
-# - change one variable at a time, seven times, and hold the results against the papers.
+# - change one thing at a time, seven times, and hold the results against the papers.
 
 # %%
 import minidiff
@@ -22,9 +22,9 @@ run = setup()
 # %% [markdown]
 # ## Can guessing noise be enough?
 #
-# [Notebook 02](02_from_likelihood_to_a_squared_error.ipynb) started from a likelihood and ended with one line: add noise to a picture, let a network guess the noise, take the squared error. Can that alone make anything? Write the whole model, with nothing but PyTorch, and see.
+# [Notebook 02](02_from_likelihood_to_a_squared_error.ipynb) ended with one line: add noise to a picture, let a network guess the noise, take the squared error. Can that alone make anything? Write the whole model, with nothing but PyTorch, and see.
 #
-# Start with data that you can see: points in the plane. A "picture" now has two numbers, a network learns it in seconds, and a scatter plot shows the whole distribution at once. Two moons are a fair test: they are thin and curved, and the gap between them must stay empty.
+# Start with data that you can see: points in the plane. A network learns them in seconds, and a scatter plot shows the whole distribution at once. Two moons are a fair test: they are thin and curved, and the gap between them must stay empty.
 #
 # The package keeps them in $[-1, 1]$. Here they are spread by two, so that their variance is near 1: that is the size of data that the paper's schedule is made for.
 
@@ -41,7 +41,7 @@ plots.density_2d({"2,000 of 20,000 points": points[:2000]}, extent=2.5)
 #
 # The model has five pieces, one cell each. The comment in its first line numbers it, so that the lines can be counted later.
 #
-# The first piece is the **schedule** of [notebook 01](01_destroying_images_properly.ipynb). Step $i$ of $T$ mixes in a little noise of variance $\beta_i$, and after $i$ steps a point has become $x_i = \alpha_i x_0 + \sigma_i \varepsilon$ with $\alpha_i^2 = \prod_{j \le i} (1 - \beta_j)$ and $\sigma_i^2 = 1 - \alpha_i^2$. The paper lets $\beta$ grow evenly from 0.0001 to 0.02 in $T = 1000$ steps (Ho et al. 2020, section 4). Points need fewer steps than pictures. Take 100, each ten times as large, so that the noise at the end stays the same.
+# The first piece is the **schedule** of [notebook 01](01_destroying_images_properly.ipynb). Step $i$ of $T$ mixes in a little noise of variance $\beta_i$, and after $i$ steps a point has become $x_i = \alpha_i x_0 + \sigma_i \varepsilon$ with $\alpha_i^2 = \prod_{j \le i} (1 - \beta_j)$ (`alpha_bar` in the code) and $\sigma_i^2 = 1 - \alpha_i^2$. The paper lets $\beta$ grow evenly from 0.0001 to 0.02 in $T = 1000$ steps (Ho et al. 2020, section 4). Points need fewer steps than pictures. Take 100, with $\beta$ ten times as large, so that again next to nothing of the data is left at the end.
 
 # %%
 # DDPM 1 of 5: the schedule
@@ -71,7 +71,7 @@ table = linear_schedule(100)
 # %% [markdown]
 # The second piece puts noise on, at any step at once, and measures how well a network guesses it. This is equation 14 of the paper, $L_\text{simple} = \mathbb E\,\|\varepsilon - \varepsilon_\theta(x_i, i)\|^2$, and the whole of its training objective.
 #
-# The helper `at` gives each sample of a batch its own entry of a table, in a shape that multiplies points and pictures alike. The tables stay in float64, because a product of a thousand numbers close to 1 loses digits; an entry is rounded when it is used.
+# The helper `at` gives each sample of a batch its own entry of a table, in a shape that multiplies points and pictures alike. The tables stay in float64, because a long product of numbers close to 1 loses digits.
 
 # %%
 # DDPM 2 of 5: noise, and the loss
@@ -87,24 +87,9 @@ def loss_simple(network, x0, i, eps, table):
     return (network(q_sample(x0, i, eps, table), i) - eps).square().mean()
 
 # %% [markdown]
-# Look at what `q_sample` does to the moons before you ask a network to undo it.
-
-# %%
-torch.manual_seed(0)
-steps_shown = {"data": None, "step 10": 9, "step 25": 24, "step 50": 49, "step 100": 99}
-clouds = {}
-for name, i in steps_shown.items():
-    x0 = points[:1000]
-    index = torch.full((1000,), i or 0)
-    clouds[name] = x0 if i is None else q_sample(x0, index, torch.randn_like(x0), table)
-plots.density_2d(clouds, extent=3)
-
-# %% [markdown]
-# The moons are blurred after 10 steps and gone after 25. The last fifty steps look alike to the eye. Remember that for the ablations.
+# The third piece is the **network**. It gets a noisy point and the number of the step, since how far to trust the point depends on how much noise there is. The number becomes 64 sines and cosines of different frequency, as in the paper. Four hidden layers follow. (`y` is where the package hands over a label; moons have none.)
 #
-# The third piece is the **network**. It gets a noisy point and the number of the step, since how far to trust the point depends on how much noise there is. The number becomes 64 sines and cosines of different frequency, as in the paper's U-Net. Four hidden layers follow. (`y` is a place for labels; see exercise 3.)
-#
-# Three lines set the weights at the start. With PyTorch's own, which are small, a signal shrinks from layer to layer, and two coordinates among 64 features of the step are hardly heard. Leave the three lines out and the moons stay blurred at this budget. No theory of diffusion says so; a denoiser is a network like any other.
+# Three lines set the weights at the start. PyTorch's own are small: a signal shrinks from layer to layer, and two coordinates among 64 features of the step are hardly heard.
 
 # %%
 # DDPM 3 of 5: the network
@@ -126,13 +111,13 @@ class Denoiser(nn.Module):
         return self.layers[-1](h)
 
 # %% [markdown]
-# The fourth piece is the **training loop**. Draw data, steps and noise, take one step down the gradient. New may be `average`. Sampling uses not the weights as the last batches left them but their exponential moving average (EMA): after each step the copy moves a small part of the way towards the weights.
+# The fourth piece is the **training loop**. Draw data, steps and noise, and take one step down the gradient. What may be new is `average`, the exponential moving average (EMA) of the weights: a copy that after each step moves a small part of the way towards them. Sampling uses the copy, which is steadier than the weights that the last batches left.
 
 # %%
 # DDPM 4 of 5: training
 def train(network, data, table, steps, batch=256, lr=2e-3, decay=0.999):
     average, losses = copy.deepcopy(network), []
-    optimizer = torch.optim.Adam(network.parameters(), lr=lr, fused=True)
+    optimizer = torch.optim.Adam(network.parameters(), lr=lr, fused=True)  # fused: the same, but faster
     for _ in range(steps):
         x0 = data[torch.randint(len(data), (batch,))]
         i = torch.randint(len(table.beta), (batch,))
@@ -147,19 +132,17 @@ def train(network, data, table, steps, batch=256, lr=2e-3, decay=0.999):
     return average, losses
 
 # %% [markdown]
-# That is enough to train.
+# That is enough to train. Then look at the loss of each noise level by itself.
 
 # %%
 torch.manual_seed(0)
 network = Denoiser()
 settings = budget("the network for points", smoke=100, cpu=4000, gpu=4000, seconds_per_step=0.002)
 average, losses = train(network, points, table, settings)
-plots.losses(losses)
+for part in range(0, settings, settings // 4):
+    print(f"mean loss from step {part:4}: {torch.tensor(losses[part : part + settings // 4]).mean():.3f}")
 
-# %% [markdown]
-# The loss falls fast and then lies flat, well above zero. It cannot reach zero: what noise was added to a point cannot be known exactly from where the point landed. Nor does a flat loss mean that nothing is being learned. It is an average over all noise levels. Split it up.
 
-# %%
 @torch.no_grad()
 def losses_by_step(network, repeats=40):
     torch.manual_seed(1)
@@ -174,13 +157,13 @@ untrained = losses_by_step(Denoiser())[1]
 plots.loss_by_noise_level(t, {"before training": untrained, "after": trained}, x="t = step / 100")
 
 # %% [markdown]
-# Late steps are nearly free. Almost everything there is noise, and the network may just hand its input back. Early steps are nearly hopeless. The noise is no larger than the width of a moon, and no one can tell the one from the other. The shape is decided in between, on a slope that the average hides.
+# The mean soon lies flat, well above zero. It cannot reach zero: what noise was added cannot be known exactly from where a point landed. But the picture shows what the mean hides. Late steps (right) are nearly free, since almost everything there is noise, and the network may hand its input back. Early steps (left) are nearly hopeless: the noise is no larger than the width of a moon, and no one can tell the one from the other. The shape is decided in between.
 #
 # The fifth piece is the **sampler** (algorithm 2 of the paper). It walks the steps backwards. At step $i$ the network's guess $\hat\varepsilon$ gives the mean of the previous point,
 #
 # $$\mu = \frac{1}{\sqrt{1 - \beta_i}}\Big(x_i - \frac{\beta_i}{\sigma_i}\,\hat\varepsilon\Big),$$
 #
-# and fresh noise of the posterior's variance $\beta_i\,\sigma_{i-1}^2 / \sigma_i^2$ is added, except at the very end. [Notebook 02](02_from_likelihood_to_a_squared_error.ipynb) derives both. It is called **ancestral** sampling: each point is drawn given its parent.
+# and fresh noise of the posterior's variance $\beta_i\,\sigma_{i-1}^2 / \sigma_i^2$ is added, except at the very end. Notebook 02 derives both. This is **ancestral** sampling: each point is drawn given its parent. The function yields the cloud after every step, so that you can watch.
 
 # %%
 # DDPM 5 of 5: ancestral sampling
@@ -191,7 +174,7 @@ def sample(network, table, x, noise=torch.randn_like):
     for i in reversed(range(len(beta))):
         eps = network(x, torch.full((len(x),), i))
         x = (x - beta[i] / sigma[i] * eps) / (1 - beta[i]).sqrt()
-        z = noise(x)
+        z = noise(x)  # drawn in the last step too, and left unused, as the package does
         if i > 0:
             x = x + beta[i].sqrt() * sigma[i - 1] / sigma[i] * z
         yield x
@@ -206,14 +189,8 @@ shown = {"noise": 0, "50 steps done": 50, "75 steps": 75, "90 steps": 90, "all 1
 plots.density_2d({name: path[k][:1000] for name, k in shown.items()}, extent=3)
 
 # %% [markdown]
-# It works. Nobody told the network what a moon is. It guessed noise, and the moons are what remains when the guesses are taken away a little at a time.
+# It works. Nobody told the network what a moon is. It guessed noise, and the moons are what remains when the guesses are taken away a little at a time. Note how little the first fifty steps do.
 #
-# Follow four points. They wander while the cloud still looks like noise, and then fall onto the moon that happens to be near.
-
-# %%
-plots.trajectories_2d([cloud[:4] for cloud in path], points=points[:600])
-
-# %% [markdown]
 # ## How many lines was that?
 #
 # Jupyter keeps the cells that ran, so the notebook can count its own lines. Blank lines and comments do not count, imports do.
@@ -231,9 +208,9 @@ print(f"{count:3} lines in all")
 assert len(ran) == 5 and count <= 100
 
 # %% [markdown]
-# A hundred was generous. But a picture that looks right proves little: with a wrong variance, or a step that is off by one, you still get something like two moons. So compare each piece with the package, whose tests hold it against the official code. The same noise and the same weights must give the same numbers.
+# A hundred was generous. But a picture that looks right proves little: miss the step by one, and you may still see moons. So compare each piece with the package. The same noise and the same weights must give the same numbers.
 #
-# The package writes $t = (i + 1)/T$ in $[0, 1]$ for the time, and its network `mlp_2d` has your layers under other names.
+# The package writes $t = (i + 1)/T$ in $[0, 1]$ for the time, and turns it back into $i$ for the network. Its `mlp_2d` has your layers under other names.
 
 # %%
 diffusion = minidiff.Diffusion(
@@ -261,73 +238,81 @@ error = (mine - theirs).abs().max() / theirs.abs().max()
 print(f"all five agree; after 100 steps of sampling to {error:.0e} of the largest coordinate")
 
 # %% [markdown]
-# Your hundred lines are DDPM. From here on the package may do the work. It takes any network that is called as `network(x, time, y)`, so give it yours. The same model, trained and sampled from, in five lines:
+# Your hundred lines are DDPM. From here on the package may do the work. It takes any network that is called as `network(x, time, y)`, so give it a fresh one of yours. The same model, trained and sampled from, in four lines:
 
 # %%
 schedule = minidiff.schedules.linear(100)
 diffusion = minidiff.Diffusion(Denoiser(), schedule, "eps", shape=(2,), value_range=(-3, 3))
 history = minidiff.training.train(diffusion, moons, steps=settings, batch_size=256, progress=False)
-made = minidiff.sample(history.ema, 2000, sampler="ddpm", steps=100, batch_size=2000, progress=False)
-plots.density_2d({"data": points[:1000], "your hundred lines": path[-1][:1000], "five lines of minidiff": made[:1000]}, extent=2.5)
+made = minidiff.sample(history.ema, 1000, sampler="ddpm", steps=100, batch_size=1000, progress=False)
+
+clouds = {"data": points, "your hundred lines": path[-1], "four lines of minidiff": made}
+plots.density_2d({name: cloud[:1000] for name, cloud in clouds.items()}, extent=2.5)
 
 # %% [markdown]
 # ## Pictures
 #
-# Apart from the network, nothing in your code knows that the data are points. So change two things: the data become pictures of 16 by 16 pixels, and the network a small U-Net (notebook 08 takes it apart). Here is your own loop, word for word, on pictures.
+# Apart from the network, nothing in your code knows that the data are points. So change two things. The data become scenes of 16 by 16 pixels, one or two coloured shapes on white. The network becomes a small U-Net, a convolutional network that looks at a picture at several resolutions (notebook 08 takes it apart). First your own loop runs for a few steps, word for word, and its loss falls.
+#
+# For a real run take the package's loop, which adds a learning rate that rises and falls, clipped gradients, and an average that forgets its random start. The model takes two improvements from later papers: the cosine schedule, and a network that predicts $v = \alpha\varepsilon - \sigma x_0$ in place of $\varepsilon$.
 
 # %%
 shapes = minidiff.load_dataset("shapes", size=16)  # an endless supply of small scenes
-pictures = shapes.batch(range(512))[0]  # (512, 3, 16, 16), in [-1, 1]
-unet = minidiff.create_model("ddpm_tiny", ch=16)
-_, few_losses = train(unet, pictures, table, steps=12 if run.tier != "smoke" else 2, batch=32)
-print(f"{sum(w.numel() for w in unet.parameters()):,} weights; loss {few_losses[0]:.2f} -> {few_losses[-1]:.2f}")
-plots.grid(pictures[:8], titles=shapes.batch(range(8))[2])
 
-# %% [markdown]
-# The loss falls, so it learns. For a real run take the package's loop, which adds a learning rate that rises and falls, clipped gradients, and an average that forgets its random start. The model takes two improvements from later papers, which you will meet again in the ablations: the cosine schedule, and a network that predicts $v = \alpha\varepsilon - \sigma x_0$.
 
-# %%
 def picture_model():
     torch.manual_seed(0)
     network = minidiff.create_model("ddpm_tiny", ch=16).to(run.device)
     return minidiff.Diffusion(network, minidiff.schedules.cosine(), "v", shape=(3, 16, 16))
 
 
+unet, pictures = picture_model().network.cpu(), shapes.batch(range(512))[0]  # (512, 3, 16, 16), in [-1, 1]
+_, losses = train(unet, pictures, table, steps=12 if run.tier != "smoke" else 2, batch=32)
+print(f"{sum(w.numel() for w in unet.parameters()):,} weights; your loop: loss {losses[0]:.2f} -> {losses[-1]:.2f}")
+
+
 def one_step():
     minidiff.training.train(picture_model(), shapes, steps=1, batch_size=32, progress=False)
 
 
-tiers = dict(smoke=dict(steps=4, batch_size=8), cpu=dict(steps=1400, batch_size=32), gpu=dict(steps=8000, batch_size=32))
+tiers = dict(smoke=dict(steps=4, batch_size=8), cpu=dict(steps=1400, batch_size=32))
+tiers["gpu"] = dict(steps=8000, batch_size=32)
 recipe = dict(lr=2e-3, ema=0.99, progress=False) | budget("a U-Net on shapes", **tiers, per_step=one_step)
 many = minidiff.training.train(picture_model(), shapes, **recipe)
 many
 
 # %% [markdown]
-# How good is that? Set it beside the shapes model that comes with the package. Its network is wider, was trained for longer on the same kind of scenes, and is told what the first object should be: that of the real scene below. Both start from the same noise. For shapes there is also a strict judge: `shapes.read` reads a picture back into words, and says `None` when a shape is not clean enough to be named.
+# How good is that? Set it beside the shapes model that comes with the package. Its network is wider, and was trained for longer on the same kind of scenes. It can be told what to draw; here it gets the "no label" that every such network has (`null`), and both start from the same noise. For shapes there is also a strict judge: `shapes.read` reads a picture back into words, and says `None` when a shape is not clean enough to be named.
 
 # %%
 num, sampling = (64, 50) if run.tier != "smoke" else (8, 4)
-scenes, labels, _ = shapes.batch(range(90_000, 90_000 + num))
 drawn = {}
 for name, model in {"yours": many.ema, "shipped": minidiff.load("shapes-unet", run.device)}.items():
-    y = labels if model.network.num_classes else None  # the shipped one wants to be told what to draw
+    y = model.network.null(torch.zeros(num, dtype=torch.int64)) if model.network.num_classes else None
     drawn[name] = minidiff.sample(model, num, y=y, steps=sampling, progress=False).cpu()
-drawn["real"] = scenes
+drawn["real"] = shapes.batch(range(90_000, 90_000 + num))[0]
 for name, images in drawn.items():
     read = [scene is not None for scene in minidiff.datasets.shapes.read(images)]
-    print(f"{name:14} {sum(read) / num:4.0%} of {num} pictures can be read")
-plots.filmstrip(torch.stack([x[:10] for x in drawn.values()], dim=1), rows=list(drawn))
+    print(f"{name:10} {sum(read) / num:4.0%} of {num} pictures can be read")
+
+
+def framed(images):
+    return F.pad(images, (1, 1, 1, 1), value=0.6)  # a grey line around each picture, whose ground is white
+
+
+shown = torch.stack([images[:10] for images in drawn.values()], dim=1)
+plots.filmstrip(framed(shown), rows=list(drawn))
 
 # %% [markdown]
-# A minute or two of training gives the plan of the pictures: white ground, mostly one or two patches, the right sizes, more or less one colour each. The outlines come later: diffusion models learn what is large first, and the judge is merciless about the rest. What separates the first two rows is training and width, not the recipe.
+# 1,400 steps give the plan of the pictures: white ground, one or two patches of the right size, more or less one colour each. The outlines are still missing, and the judge is merciless about them.
 #
 # ## The best denoiser there is
 #
-# What would a perfect network say? For a data set of $N$ pictures that can be computed, without any training. If a clean picture is one of $x^{(1)}, \dots, x^{(N)}$, each as likely as the other, then a noisy $x_t$ came from $x^{(k)}$ with a probability that Bayes' rule gives, and the squared error is smallest for the average:
+# What would a perfect network say? For a data set of $N$ pictures that can be computed, without any training. A clean picture is one of $x^{(1)}, \dots, x^{(N)}$, each as likely as the other. Given $x^{(k)}$, the noisy $x_t$ is Gaussian around $\alpha x^{(k)}$ with variance $\sigma^2$. Bayes' rule turns these densities into the probability $w_k$ that $x_t$ came from $x^{(k)}$, and the guess with the smallest squared error is the average with these weights:
 #
 # $$\hat x_0(x_t) = \mathbb E[x_0 \mid x_t] = \sum_k w_k\, x^{(k)}, \qquad w = \operatorname{softmax}_k\Big(-\frac{\|x_t - \alpha x^{(k)}\|^2}{2\sigma^2}\Big).$$
 #
-# That is the **ideal denoiser**: a weighted average of all training pictures, each weighted by how well it explains what you see. To be sure of the code, use a fact that notebook 04 proves, Tweedie's formula: $\mathbb E[x_0 \mid x_t] = (x_t + \sigma^2 \nabla \log p(x_t)) / \alpha$, where $p(x_t)$ is a mixture of $N$ Gaussians whose gradient PyTorch can take.
+# This is the **ideal denoiser**: all training pictures, each weighted by how well it explains what you see. To be sure of the code, use a fact that notebook 04 proves, Tweedie's formula: $\mathbb E[x_0 \mid x_t] = (x_t + \sigma^2 \nabla \log p(x_t)) / \alpha$, where $p(x_t)$ is a mixture of $N$ Gaussians whose gradient PyTorch can take.
 
 # %%
 def ideal_denoiser(x_t, alpha, sigma, data):
@@ -350,7 +335,7 @@ for t in (0.1, 0.5, 0.9):
 print(f"Tweedie's formula agrees. The emoji set has {len(known):,} pictures.")
 
 # %% [markdown]
-# A sampler does not care where its predictions come from. It takes any function of $(x_t, t)$ that returns a `Prediction`. So sample with the ideal denoiser of all training emoji, no network anywhere, from four draws of noise.
+# A sampler does not care where its predictions come from. It takes any function of $(x_t, t)$ that returns a `Prediction`. So sample with the ideal denoiser of all training emoji, no network anywhere, from four draws of noise. The sampler is DDIM, which adds no fresh noise; in exercise 2 you write it.
 
 # %%
 def ideal_model(data):
@@ -370,9 +355,9 @@ assert gap.max() < 1e-4
 plots.filmstrip([step.x0 for step in guesses], times=times[:-1])
 
 # %% [markdown]
-# Flawless emoji without any training, and every one of them is a **copy**, equal to a training picture in all 768 numbers. A row shows $\hat x_0$ on the way. It starts as the average of everything. Then the softmax tips, one picture takes all the weight, and nothing else can happen any more.
+# Flawless emoji without any training, and every one of them is a **copy**, equal to a training picture in all 768 numbers. A row shows $\hat x_0$ on the way. It starts as the average of everything. Then one picture takes all the weight of the softmax, and nothing else can happen any more.
 #
-# This should worry you. The ideal denoiser has the lowest training loss that any function can have. A perfectly trained network would be this one, and useless: a very slow way to draw a training picture at random. What makes diffusion models worth having is the error that they make. So measure it. The ideal denoiser and the shipped `emoji-unet` (without labels, to be fair) remove noise from emoji of the training set, and from emoji that neither has seen.
+# This should worry you. No function has a lower training loss. A perfectly trained network would be this one, and useless: a slow way to draw a training picture at random. What makes diffusion models worth having is the error that they make. So measure it. The ideal denoiser and the shipped `emoji-unet` (again without labels) remove noise from emoji of the training set, and from emoji that neither has seen. Errors below $10^{-6}$ are drawn at $10^{-6}$.
 
 # %%
 @torch.no_grad()
@@ -398,64 +383,39 @@ for where, images in {"training": known, "held-out": unseen}.items():
     for who, denoise in judges.items():
         errors[who, where] = error_of_x0(denoise, some, levels)
 assert (errors["ideal", "training"] <= 1.1 * errors["emoji-unet", "training"]).all()
+curves = {f"{who}, {where} emoji": (levels, e.clamp(min=1e-6)) for (who, where), e in errors.items()}
+plots.lines(curves, x="t", y=r"mean squared error of $\hat x_0$", log="y")
 
 # %% [markdown]
-# Errors below $10^{-6}$ are drawn at $10^{-6}$.
-
-# %%
-@plots.quiet
-def four_curves(errors):
-    import matplotlib.pyplot as plt
-    figure, axes = plt.subplots(figsize=(6.2, 3.6))
-    for (who, where), values in errors.items():
-        style = dict(color=plots.COLORS[who != "ideal"], linestyle="-" if where == "training" else "--")
-        axes.semilogy(levels, values.clamp(min=1e-6), label=f"{who}, {where} emoji", **style)
-    axes.set(xlabel="t", ylabel=r"mean squared error of $\hat x_0$")
-    axes.legend()
-    return figure
-
-
-four_curves(errors)
-
-# %% [markdown]
-# Read the blue lines first, those of the ideal denoiser. On training emoji (solid) its error falls off a cliff below $t = 0.8$: it has recognised the one picture that fits. On held-out emoji (dashed) it does the same thing, and is wrong. It insists on the nearest picture it knows, no matter how clearly it is shown another one, so its error stops falling. The network's two lines run close together. It is far worse than the ideal on what it has seen, and far better on what it has not. It has learned much less about these pictures than about what pictures have in common. The small gap between its lines is the subject of the next section.
+# Take the ideal denoiser first. On training emoji its error falls off a cliff below $t = 0.8$: it has recognised the one picture that fits. On held-out emoji it does the same thing, and is wrong. It insists on the nearest picture it knows, however clearly it is shown another, so its error stops falling. The network's two lines run close together. It is far worse than the ideal on what it has seen, and far better on what it has not. It has learned less about these pictures than about what pictures have in common. The small gap between its lines is where the next section begins.
 #
 # ## Learning by heart
 #
-# Can a network be driven to the ideal denoiser of its training set? The fewer the pictures, the easier. Train the same tiny network again, with the same recipe and for as many steps, but let it see only 64 scenes instead of an endless stream of new ones.
+# Can a network be driven towards the ideal denoiser of its training set? The fewer the pictures, the easier. Train the same network with the same recipe again, but on 64 scenes instead of an endless stream of new ones. Then sample from both, let the judge read the samples, and put below each the nearest of the 64 pictures.
 
 # %%
 def in_memory(items):
     return minidiff.datasets.InMemory(*shapes.batch(items), shapes.classes)
 
 
-few_set, others = in_memory(range(64)), in_memory(range(50_000, 50_064))  # 64 to train on, 64 that nobody trains on
-few = minidiff.training.train(picture_model(), few_set, **recipe)
-print(f"the endless stream: {many}\n64 pictures only:   {few}")
-plots.losses({"endless stream": many.losses, "64 pictures": few.losses})
-
-# %% [markdown]
-# The second loss is lower. By its training curve you would take the second model. And by its pictures, too. Sample from both, from the same noise, let the judge read them, and put below each sample the picture of the 64 that is nearest to it.
-
-# %%
 def nearest(samples, images):
     """For each sample the root mean squared difference to its nearest picture, and that picture's number."""
     return (torch.cdist(samples.flatten(1), images.flatten(1)) / samples[0].numel() ** 0.5).min(dim=1)
 
 
-made = {name: minidiff.sample(model.ema, 2 * num, steps=sampling, progress=False).cpu()
-        for name, model in {"endless stream": many, "64 pictures": few}.items()}
-seen = few_set.images()
-strips, labels = [], []
-for name, samples in made.items():
-    strips += [samples[:10], seen[nearest(samples[:10], seen).indices]]
+few_set, others = in_memory(range(64)), in_memory(range(50_000, 50_064))  # 64 to train on, 64 that nobody trains on
+few = minidiff.training.train(picture_model(), few_set, **recipe)
+seen, made, strips, names = few_set.images(), {}, [], []
+for name, model in {"endless stream": many, "64 pictures": few}.items():
+    samples = made[name] = minidiff.sample(model.ema, 2 * num, steps=sampling, progress=False).cpu()
     read = [scene is not None for scene in minidiff.datasets.shapes.read(samples)]
-    print(f"{name}: {sum(read) / len(read):.0%} of {len(read)} samples can be read")
-    labels += [name, "nearest of the 64"]
-plots.filmstrip(torch.stack(strips, dim=1), rows=labels)
+    print(f"{name}: {model}\n    {sum(read) / len(read):.0%} of {len(read)} samples can be read")
+    strips += [samples[:10], seen[nearest(samples[:10], seen).indices]]
+    names += [name, "nearest of the 64"]
+plots.filmstrip(framed(torch.stack(strips, dim=1)), rows=names)
 
 # %% [markdown]
-# Some samples of the second network stand above their own original. To turn the impression into a number, measure for each sample the distance to the nearest of the 64 training pictures, and to the nearest of 64 pictures that neither network has seen. Both sets have 64 members and come from the same source. A network that draws new scenes must be as far from the one as from the other.
+# The second loss is lower, and more of its samples can be read. By loss and judge you would take the second model. But one or two of its samples stand above their own original. To turn the impression into a number, measure for each sample the distance to the nearest of the 64 training pictures, and to the nearest of 64 pictures that neither network was trained on. A network that draws new scenes is as far from the one set as from the other.
 
 # %%
 @plots.quiet
@@ -478,15 +438,13 @@ medians = {name: [nearest(samples, x).values.median().item() for x in sets.value
 histograms(made, sets)
 
 # %% [markdown]
-# The dashed lines are medians. On the left they all but coincide: to a network that saw an endless stream, the 64 are pictures like any others. On the right they part. The network has begun to memorise, in a minute or two and with fewer than 300,000 weights. The training loss and the judge of single pictures both called it progress. Compare samples with what was trained on, always, and have a set of pictures ready that was not.
+# The dashed lines are medians. On the left they all but coincide: to a network that saw an endless stream, the 64 are pictures like any others. On the right they part. The network has begun to memorise, in 1,400 steps and with fewer than 300,000 weights. Training loss and judge both called it progress. Always compare samples with what was trained on, and have a set of pictures ready that was not.
 #
 # ## Seven ablations
 #
-# Your hundred lines made many choices. Which of them matter? An **ablation** changes one thing and keeps everything else. Two rules make it honest: the same budget for every variant, and several seeds, because a difference smaller than the spread between seeds is no difference. On points this costs seconds.
+# Your hundred lines made many choices. Which of them matter? An **ablation** changes one thing and keeps everything else. Two rules make it honest: the same budget for every variant, and several seeds, because a difference smaller than the spread between seeds is no difference.
 #
-# You also need a judge. The **energy distance** between two clouds is twice the mean distance from a point of the one to a point of the other, minus the mean distance within the one, minus that within the other. It is zero exactly when both come from the same distribution (Székely and Rizzo 2013); with finite clouds it is a little more, and how much more, 2,000 fresh points of real data tell. One change makes the judge look closely: distances $d$ enter as $1 - e^{-d/0.2}$, which saturates, so that it sees whether points lie *on* a moon and not just whether each moon gets its share.
-#
-# Three seeds at little more than the price of one: put three networks into one, as a batch of matrix products. Each takes a third of the batch, and the package's `Diffusion` does not notice.
+# Three seeds cost little more than one if three networks become one, as a batch of matrix products. Each takes a third of the batch.
 
 # %%
 from minidiff.layers import timestep_embedding
@@ -495,7 +453,7 @@ SEEDS = 3
 
 
 class Networks(nn.Module):
-    """SEEDS independent networks like yours, with 64 hidden units; each takes its own part of the batch."""
+    """SEEDS independent networks like yours, but smaller; each takes its own part of the batch."""
 
     num_classes = 0
 
@@ -514,7 +472,7 @@ class Networks(nn.Module):
         return h.flatten(0, 1)
 
 # %% [markdown]
-# Now train. The base model is the one of the paper: $\varepsilon$, linear schedule, uniform weight. Seven variants each change one thing. `min-SNR` caps the weight of steps with little noise. `bound` is the loss that was not simplified: it keeps the factor that the variational bound puts before each step, $\beta^2 / (2 \sigma_q^2 (1 - \beta)\,\sigma^2)$ in equation 12 of the paper, here with $\sigma_q^2 = \beta$.
+# The base model is that of the paper: it predicts $\varepsilon$, with the linear schedule and the same weight for every step. `bound` is the loss that was not simplified: it keeps the factor that the variational bound puts before each step, $\beta^2 / (2 \sigma_q^2 (1 - \beta)\,\sigma^2)$ in equation 12 of the paper, where $\sigma_q^2$ is the variance of the noise that the sampler adds, here $\beta$. `min_snr` does the opposite. It caps the weight of steps with little noise, those of a high signal-to-noise ratio $\alpha^2/\sigma^2$ (SNR).
 
 # %%
 def bound_weight(schedule, t):
@@ -542,22 +500,7 @@ def train_three(steps, T=100, schedule=minidiff.schedules.linear, prediction="ep
     return ema.model, model
 
 # %% [markdown]
-# Eight runs with three networks each.
-
-# %%
-import time
-
-variants = {
-    "base": {}, "x0": dict(prediction="x0"), "v": dict(prediction="v"), "cosine": dict(schedule=minidiff.schedules.cosine),
-    "T = 25": dict(T=25), "T = 1000": dict(T=1000), "bound": dict(weight="bound"), "min-SNR": dict(weight="min_snr"),
-}
-each = budget("each of eight variants", smoke=8, cpu=4000, gpu=4000, seconds_per_step=0.0015)
-start = time.perf_counter()
-models = {name: train_three(each, **options) for name, options in variants.items()}  # name -> (averaged, last)
-print(f"{len(models)} variants x {SEEDS} seeds: {time.perf_counter() - start:.0f} s")
-
-# %% [markdown]
-# Sample 2,000 points from each network and judge them. Some questions need no training at all, only another sampler on the base model: fewer steps, DDIM instead of ancestral sampling, the larger variance $\beta_i$ instead of the posterior's, the last weights instead of their average.
+# You also need a judge. The **energy distance** between two clouds is twice the mean distance from a point of the one to a point of the other, minus the mean distance within the one, minus that within the other. It is zero exactly when both come from the same distribution (Székely and Rizzo 2013). With finite clouds it is a little more; how much more, real points tell. Here a distance $d$ enters as $1 - e^{-d/0.2}$, which saturates, so that the judge sees whether points lie *on* a moon and not just whether each moon gets its share.
 
 # %%
 cloud = 2000 if run.tier != "smoke" else 200
@@ -577,47 +520,52 @@ def judge(model, sampler=minidiff.samplers.ddpm, steps=None, **options):
     times, x = minidiff.spacing(model.schedule, steps), torch.randn(SEEDS * cloud, 2)
     for step in sampler(model.denoise, model.schedule, x, times, torch.randn_like, **options):
         x = step.x
-    each = torch.tensor([1000 * energy_distance(part, fresh) for part in x.split(cloud)])
-    return each.mean().item(), each.std().item()
+    scores = torch.tensor([1000 * energy_distance(part, fresh) for part in x.split(cloud)])
+    return scores.mean().item(), scores.std().item()
 
 
 real = [2 * minidiff.load_dataset("moons", num=cloud, seed=seed).images() for seed in (5, 6, 7)]
 floor = sum(1000 * energy_distance(x, fresh) for x in real) / 3
-scores = {name: judge(averaged) for name, (averaged, _) in models.items()}
-print(f"real points score {floor:.2f}, the base model {scores['base'][0]:.2f} ± {scores['base'][1]:.2f}")
+print(f"{cloud:,} real points score {floor:.2f}")
 
 # %% [markdown]
-# Base and variants are done; the rest are samplers on the base model.
+# Now run it all. Eight variants are trained, each with three seeds. The other questions need no training, only another sampler on the base model: fewer steps, DDIM instead of ancestral sampling, the larger variance $\beta_i$ instead of the posterior's, or the last weights instead of their average.
 
 # %%
-ddim, ddpm, few_steps = minidiff.samplers.ddim, minidiff.samplers.ddpm, 10 if run.tier != "smoke" else 2
+cosine_schedule, ddim, ddpm = minidiff.schedules.cosine, minidiff.samplers.ddim, minidiff.samplers.ddpm
+variants = {
+    "base": {}, "x0": dict(prediction="x0"), "v": dict(prediction="v"), "cosine": dict(schedule=cosine_schedule),
+    "T = 25": dict(T=25), "T = 1000": dict(T=1000), "bound": dict(weight="bound"), "min-SNR": dict(weight="min_snr"),
+}
+each = budget("each of eight variants", smoke=8, cpu=4000, gpu=4000, seconds_per_step=0.0015)
+models = {name: train_three(each, **options) for name, options in variants.items()}  # name -> (averaged, last)
+scores = {name: judge(averaged) for name, (averaged, _) in models.items()}
 base, last = models["base"]
-scores |= {f"DDPM, {n} steps": judge(base, ddpm, n) for n in (few_steps, 50)}
-scores |= {f"DDIM, {n} steps": judge(base, ddim, n) for n in (few_steps, 50, 100)}
-scores |= {"large": judge(base, variance="large"), "large, 10 steps": judge(base, ddpm, few_steps, variance="large")}
+scores |= {f"DDPM {n}": judge(base, ddpm, n) for n in (10, 50)}
+scores |= {f"DDIM {n}": judge(base, ddim, n) for n in (10, 50, 100)}
+scores |= {"large": judge(base, variance="large"), "large 10": judge(base, ddpm, 10, variance="large")}
 scores["no EMA"] = judge(last)
-few_ddpm, few_ddim = f"DDPM, {few_steps} steps", f"DDIM, {few_steps} steps"
 questions = {
     "1  what is predicted": {"eps (base)": "base", "x0": "x0", "v": "v"},
     "2  schedule": {"linear (base)": "base", "cosine": "cosine"},
     "3  steps T in training": {"25": "T = 25", "100 (base)": "base", "1000": "T = 1000"},
     "4  weight of the loss": {"simple (base)": "base", "bound": "bound", "min-SNR": "min-SNR"},
-    "5  sampler and its steps": {"DDPM 10": few_ddpm, "DDPM 50": "DDPM, 50 steps", "DDPM 100 (base)": "base",
-                                 "DDIM 10": few_ddim, "DDIM 50": "DDIM, 50 steps", "DDIM 100": "DDIM, 100 steps"},
-    "6  variance": {"small (base)": "base", "large": "large", "small, 10 steps": few_ddpm,
-                    "large, 10 steps": "large, 10 steps"},
+    "5  sampler and its steps": {"DDPM 10": "DDPM 10", "DDPM 50": "DDPM 50", "DDPM 100 (base)": "base",
+                                 "DDIM 10": "DDIM 10", "DDIM 50": "DDIM 50", "DDIM 100": "DDIM 100"},
+    "6  variance": {"small (base)": "base", "large": "large", "small, 10": "DDPM 10", "large, 10": "large 10"},
     "7  averaged weights": {"EMA (base)": "base", "last weights": "no EMA"},
 }
 
 # %% [markdown]
-# Shorter is better, the black line is the spread over three seeds, and the dashed line is what real data get. The axis is logarithmic.
+# Shorter is better. The black lines are one standard deviation over three seeds to each side: only a difference clearly larger than they are counts. The dashed line is what real data get. The axis is logarithmic.
 
 # %%
 @plots.quiet
 def seven_panels(questions, scores, floor):
     import matplotlib.pyplot as plt
     heights = [len(bars) + 1.2 for bars in questions.values()]
-    figure, panels = plt.subplots(len(questions), 1, figsize=(7.0, 0.27 * sum(heights)), sharex=True, height_ratios=heights)
+    size = (7.0, 0.27 * sum(heights))
+    figure, panels = plt.subplots(len(questions), 1, figsize=size, sharex=True, height_ratios=heights)
     for axes, (question, bars) in zip(panels, questions.items()):
         values, errors = zip(*[scores[key] for key in bars.values()])
         best = min(range(len(values)), key=values.__getitem__)
@@ -638,23 +586,23 @@ def seven_panels(questions, scores, floor):
 seven_panels(questions, scores, floor)
 
 # %% [markdown]
-# A difference counts if it is clearly larger than the black lines.
+# **Prediction.** $\varepsilon$ and $v$ are alike, $x_0$ is several times worse. An error in a predicted $x_0$ stays in the point as it is; an error in $\varepsilon$ is multiplied by $\sigma/\alpha$, which is small in the last steps, where details are made.
 #
-# **Prediction.** $\varepsilon$ and $v$ are alike, $x_0$ is several times worse. An error in a predicted $x_0$ stays in the point as it is; an error in $\varepsilon$ is multiplied by $\sigma/\alpha$, which is small where details are made.
-#
-# **Schedule.** No difference to speak of, although linear wastes its last steps. A little noise drowns a point. Neighbouring pixels say the same thing, so pictures stand more of it, and it was for pictures that cosine was made.
+# **Schedule.** No difference to speak of, although linear wastes its late steps. Cosine was made for pictures. Neighbouring pixels say the same thing, so a picture survives more noise than a point.
 #
 # **Steps in training.** 25 are too few; beyond 100 nothing is gained.
 #
-# **Weight.** Here the toy contradicts the paper: the bound's weight costs nothing. It stresses low noise. On pictures that is grain, but on thin moons it is the shape itself. min-SNR takes weight away from there, and the moons blur.
+# **Weight.** Here the toy contradicts the paper: the bound's weight costs nothing. It stresses low noise. In pictures that is grain, but thin moons have their shape there. min-SNR takes weight away from the same steps, and is several times worse.
 #
 # **Sampler.** With 10 steps DDIM wins; with 50 and more the two are alike.
 #
-# **Variance.** With all 100 steps the two are close. With 10 steps large is *better*, where the DDIM paper found it ruinous. The small variance is right for an $x_0$ that is known exactly, so over long strides it makes the cloud too narrow. The large one keeps more of the width, and the last step, which adds no noise, wipes away the grain. In pictures grain stayed, says that paper, and FID is sensitive to it.
+# **Variance.** With all 100 steps the two are close. With 10 steps large is *better*, where the DDIM paper found it ruinous. A likely reason: the small variance is right for an $x_0$ that is known exactly, so over long strides the cloud gets too narrow. In pictures the larger noise stays visible as grain, and the papers' judge, FID, is sensitive to that.
 #
 # **Averaging.** The last weights are clearly worse than their mean, which costs one line.
 #
 # ## What the papers found, what you measured
+#
+# FID compares statistics of generated and real pictures; energy distances, in thousandths, compare points. Lower is better for both. Compare directions, not sizes.
 
 # %%
 from IPython.display import Markdown
@@ -674,9 +622,9 @@ findings = [
     ("FID 13.51 with the bound's weight, 3.17 with the simple loss (Ho et al. 2020, table 2)",
      "bound / simple: " + seen_here("bound", "base")),
     ("In 10 steps FID 13.4 with DDIM, 41 with ancestral sampling (Song et al. 2021, table 1)",
-     "DDIM / DDPM: " + seen_here(few_ddim, few_ddpm)),
+     "DDIM / DDPM: " + seen_here("DDIM 10", "DDPM 10")),
     ("Small and large variance alike at T = 1000 (Ho et al. 2020); at 10 steps large is ruinous, FID 367 "
-     "(Song et al. 2021)", "large: " + seen_here("large") + "; in 10 steps " + seen_here("large, 10 steps")),
+     "(Song et al. 2021)", "large: " + seen_here("large") + "; in 10 steps " + seen_here("large 10")),
     ("EMA 0.9999 in all models (Ho et al. 2020)", "with / without: " + seen_here("base", "no EMA")),
     ("Small training sets are memorised, large ones are not (Yoon et al. 2023)",
      "unseen / training distance: {:.2f} for the stream, {:.2f} for 64 pictures".format(*ratio)),
@@ -684,11 +632,9 @@ findings = [
 Markdown("| paper | here |\n|---|---|\n" + "\n".join(f"| {paper} | {here} |" for paper, here in findings))
 
 # %% [markdown]
-# Energy distances are in thousandths, and lower is better, as for FID. Compare directions, not sizes.
-#
 # ## Exercises
 #
-# **1. Another target (a line or two).** Write the loss for a network that predicts $v = \alpha\varepsilon - \sigma x_0$. You have `q_sample` and `at`.
+# **1. Another target (a line or two).** Write the loss for a network that predicts $v = \alpha\varepsilon - \sigma x_0$. Use `q_sample` and `at`.
 
 # %% tags=["exercise"] name="v_loss"
 def v_loss(network, x0, i, eps, table):
@@ -696,13 +642,13 @@ def v_loss(network, x0, i, eps, table):
     ...  # your code
 
 # %% [markdown]
-# The check uses points and pictures, and a network whose answer is known.
+# The check knows what its network answers.
 
 # %%
 exercises.check_v_loss(v_loss)
 
 # %% [markdown]
-# **2. From ancestral sampling to DDIM.** Ancestral sampling throws noise in at every step. DDIM (Song et al. 2021) does not: from $x_i$ and $\hat\varepsilon$ compute $\hat x_0 = (x_i - \sigma_i\hat\varepsilon)/\alpha_i$, then put the *same* noise back at the level of the next stop, $x_j = \alpha_j \hat x_0 + \sigma_j \hat\varepsilon$. So it may take long strides. Write a sampler that visits only every `stride`-th entry of the table, from the last one down, and ends at $\hat x_0$ of the final stop.
+# **2. From ancestral sampling to DDIM.** DDIM (Song et al. 2021) adds no noise: from $x_i$ and $\hat\varepsilon$ compute $\hat x_0 = (x_i - \sigma_i\hat\varepsilon)/\alpha_i$, then put the *same* noise back at the level of the next stop, $x_j = \alpha_j \hat x_0 + \sigma_j \hat\varepsilon$. Write a sampler that visits only every `stride`-th entry of the table, from the last one down, and ends at $\hat x_0$ of the final stop.
 
 # %% tags=["exercise"] name="sample_ddim"
 def sample_ddim(network, table, x, stride):
@@ -710,31 +656,13 @@ def sample_ddim(network, table, x, stride):
     ...  # your code
 
 # %% [markdown]
-# The data of the check are Gaussian, so that the right network is known in closed form.
+# For the check's Gaussian data the right network is known in closed form.
 
 # %%
 exercises.check_ddim_sampler(sample_ddim)
 
 # %% [markdown]
-# **3. Labels.** Give the network a label, so that you can ask for one of the two moons: a version of `Denoiser` that is called as `network(x, i, y)`, with `y` (B,) whole numbers from 0 to `num_classes` - 1. A label is a name and not a quantity. Class 2 is not twice class 1.
-
-# %% tags=["exercise"] name="LabelledDenoiser"
-class LabelledDenoiser(nn.Module):
-    def __init__(self, num_classes, hidden=128):
-        super().__init__()
-        ...  # your layers
-
-    def forward(self, x, i, y):
-        ...  # your code
-
-# %% [markdown]
-# If it passes, train it: in `train`, draw the labels `moons.labels` along with the points.
-
-# %%
-exercises.check_labelled_denoiser(LabelledDenoiser)
-
-# %% [markdown]
-# **4. A project: when does memorising begin?** First a yardstick. Call a sample a copy if the nearest training picture is less than a third as far away as the second nearest (Yoon et al. 2023). Write the share of copies.
+# **3. A project: when does memorising begin?** First a yardstick. Call a sample a copy if its nearest training picture is less than a third as far away as the second nearest (Yoon et al. 2023); `torch.cdist` gives all distances. Write the share of copies.
 
 # %% tags=["exercise"] name="copied"
 def copied(samples, training):
@@ -748,23 +676,22 @@ def copied(samples, training):
 exercises.check_copied(copied)
 
 # %% [markdown]
-# Now the project. Train the tiny U-Net on 16, 64, 256 and 1,024 shapes with the same number of steps, and plot `copied` over the number of pictures, for two widths (`ch=8` and `ch=16`). Then fix 64 pictures and follow the share over training: `train(..., on_step=...)` lets you sample every few hundred steps. Is there a number of pictures per weight at which copying sets in? Does the loss on unseen pictures turn up before or after the first copies appear?
+# Now the project. Train the tiny U-Net on 16, 64, 256 and 1,024 shapes with the same number of steps, and plot `copied` over the number of pictures. Then fix 64 pictures, and follow the share over training: `train(..., on_step=...)` lets you sample every few hundred steps. Does the loss on unseen pictures turn up before or after the first copies appear?
 #
 # ## What you learned
 #
-# - DDPM is a table, a line that adds noise, a network, a squared error and a loop that walks the table backwards. The same lines serve points and pictures.
-# - A sampler that is nearly right makes pictures that are nearly right. Only a comparison on the same numbers tells.
-# - The loss averages noise levels that behave quite differently, and its flat curve hides most of what is learned.
-# - The ideal denoiser of a finite data set is a softmax over its pictures. It has the lowest training loss and returns copies. What a network adds is its failure to get there.
-# - A small training set is memorised, and the training loss applauds. Distances to seen and unseen pictures reveal it.
-# - An ablation means one change, the same budget, several seeds, and a judge whose floor you know. Where a toy disagrees with a paper, the difference between the two is what there is to learn.
+# - DDPM is a table, a line that adds noise, a network, a squared error and a loop that walks the table backwards, for points and pictures alike.
+# - The loss averages noise levels that behave quite differently; its flat curve hides what is learned.
+# - The ideal denoiser of a finite data set is a softmax over its pictures. It has the lowest training loss, and returns copies.
+# - A small training set is memorised, and the training loss applauds. Distances to seen and unseen pictures tell.
+# - An ablation means one change, the same budget, several seeds, and a judge whose floor is known.
 #
 # ## Where to read on
 #
-# - Ho, Jain, Abbeel, *Denoising diffusion probabilistic models*, 2020, arXiv 2006.11239: algorithms 1 and 2 are your pieces two, four and five.
-# - Nichol, Dhariwal, *Improved DDPM*, 2021, arXiv 2102.09672: cosine schedule, learned variance.
-# - Song, Meng, Ermon, *Denoising diffusion implicit models*, 2021, arXiv 2010.02502: DDIM; table 1 on steps and variance.
+# - Ho, Jain, Abbeel, *Denoising diffusion probabilistic models*, 2020, arXiv 2006.11239.
+# - Nichol, Dhariwal, *Improved DDPM*, 2021, arXiv 2102.09672: the cosine schedule.
+# - Song, Meng, Ermon, *Denoising diffusion implicit models*, 2021, arXiv 2010.02502: DDIM.
 # - Salimans, Ho, *Progressive distillation*, 2022, arXiv 2202.00512: where $v$ comes from. Hang et al., 2023, arXiv 2303.09556: min-SNR.
-# - Kadkhodaie, Guth, Simoncelli, Mallat, *Generalization in diffusion models arises from geometry-adaptive harmonic representations*, 2024, arXiv 2310.02557; Yoon et al., *Diffusion probabilistic models generalize when they fail to memorize*, ICML workshop 2023: memorising against learning.
+# - Kadkhodaie, Guth, Simoncelli, Mallat, *Generalization in diffusion models arises from geometry-adaptive harmonic representations*, 2024, arXiv 2310.02557; Yoon et al., *Diffusion probabilistic models generalize when they fail to memorize*, ICML workshop 2023.
 #
-# Next comes notebook 04, *Scores, SDEs and ODEs: one object, five names*: what $\hat\varepsilon$ really is, and why DDIM needs no noise.
+# Next comes notebook 04, *Scores, SDEs and ODEs: one object, five names*.

@@ -1,11 +1,11 @@
-"""Checks of notebook 03: another target, another sampler, labels, and a yardstick for copies."""
+"""Checks of notebook 03: another target, another sampler, and a yardstick for copies."""
 
 from typing import NamedTuple
 
 import torch
 
 from minidiff import schedules
-from minidiff.course.exercises import STUB, Wrong, compare, exercise
+from minidiff.course.exercises import Wrong, compare, exercise
 
 
 class Table(NamedTuple):
@@ -69,13 +69,13 @@ def check_ddim_sampler(sample_ddim):
         i = torch.as_tensor(i).reshape(-1)[:1].expand(len(x))
         return rows(sigma / (alpha**2 * 0.25 + sigma**2), i, x) * x
 
-    def run(x, stride, ahead=None, to_data=True, on_eps=sigma, on_x0=alpha, first=99):
+    def run(x, stride, ahead=None, to_data=True, on_eps=sigma, on_x0=alpha, first=99, wrap=False):
         for i in range(first, -1, -stride):
             eps = network(x, torch.tensor(i))
             x0 = (x - sigma[i] * eps) / alpha[i]
             j = i - (ahead or stride)
             if j < 0 or i - stride < 0:
-                return x0 if to_data else x
+                return alpha[j] * x0 + sigma[j] * eps if wrap else x0 if to_data else x
             x = on_x0[j] * x0 + on_eps[j] * eps
         return x
 
@@ -95,58 +95,26 @@ def check_ddim_sampler(sample_ddim):
             "every step was visited, not every stride-th one": run(x, 1),
             "you begin at the wrong end, or one stop late; the first stop is the last entry, T - 1":
                 run(x, stride, first=99 - stride),
+            "the stops are counted up from 0; they are T - 1, T - 1 - stride, ..., so begin at the last entry":
+                run(x, stride, first=99 // stride * stride),
+            "the stops are counted up from 0, and the final one must return its x0; begin at T - 1":
+                run(x, stride, first=99 // stride * stride, to_data=False),
+            "at the final stop i - stride is negative and counts from the end of the table; return x0 there":
+                run(x, stride, wrap=True),
         }
         compare(made, run(x, stride), mistakes, name="the samples", rtol=1e-3, atol=1e-4)
-
-
-@exercise("a row of a table for each class, added to the first layer, is all that a label needs.")
-def check_labelled_denoiser(LabelledDenoiser):
-    network = LabelledDenoiser(num_classes=3)
-    x, i, y = torch.randn(12, 2), torch.randint(100, (12,)), torch.arange(12) % 3
-    out = network(x, i, y)
-    if out is None or out is ...:
-        raise Wrong(STUB.format("`forward`"))
-    if not isinstance(out, torch.Tensor) or out.shape != x.shape:
-        raise Wrong(f"The output has shape {tuple(getattr(out, 'shape', ()))}; expected that of x, {tuple(x.shape)}.")
-    if not torch.equal(out, network(x, i, y)):
-        raise Wrong("The same input gave two different answers: layers must be made once, in `__init__`.")
-    if torch.equal(out, network(x, i, (y + 1) % 3)):
-        raise Wrong("The answer does not depend on y: another label gave the same output.")
-    if torch.equal(out, network(x, (i + 37) % 100, y)):
-        raise Wrong("The answer does not depend on the step i any more; keep its sines and cosines.")
-    if torch.equal(out, network(x + 1, i, y)):
-        raise Wrong("The answer does not depend on x any more.")
-    one = y.clone()
-    one[0] = (one[0] + 1) % 3
-    if not torch.allclose(out[1:], network(x, i, one)[1:], atol=1e-5):
-        raise Wrong("Changing the label of one point moved others: each label must act on its own row of the batch.")
-    if taken_as_number(network, x, i):
-        raise Wrong("The label enters as a number: class 1.5 is accepted and lies between 1 and 2. Labels are names; "
-                    "give each its own learned vector with nn.Embedding, or a one-hot code.")
-    network.zero_grad()
-    network(x, i, torch.zeros_like(y)).square().sum().backward()
-    first = [None if w.grad is None else w.grad.clone() for w in network.parameters()]
-    if any(grad is None for grad in first):
-        raise Wrong("Some weights get no gradient: a layer that is made in `__init__` must be used in `forward`.")
-
-
-def taken_as_number(network, x, i):
-    """Whether the network accepts a label between two classes and gives it an answer of its own."""
-    try:
-        low, between, high = (network(x, i, torch.full((len(x),), label)) for label in (1.0, 1.5, 2.0))
-    except Exception:  # what looks labels up in a table cannot take 1.5
-        return False
-    return not torch.equal(between, low) and not torch.equal(between, high)
 
 
 @exercise("a copy stands out because it is close to one picture and far from all others.")
 def check_copied(copied):
     training = torch.randn(40, 3, 4, 4)
     samples = torch.randn(30, 3, 4, 4)
-    samples[:9] = training[5:14] + 0.02 * torch.randn(9, 3, 4, 4)
+    samples[:9] = training[[5, 5, 6, 6, 7, 8, 9, 10, 11]] + 0.02 * torch.randn(9, 3, 4, 4)
     samples[9:15] = training[:6] + 0.45 * torch.randn(6, 3, 4, 4)  # near, but not near enough by the square
-    first, second = torch.cdist(samples.flatten(1), training.flatten(1)).topk(2, dim=1, largest=False).values.T
-    between = torch.cdist(samples.flatten(1), training.flatten(1)).mean(1)
+    distance = torch.cdist(samples.flatten(1), training.flatten(1))
+    first, second = distance.topk(2, dim=1, largest=False).values.T
+    other, way = distance.topk(2, dim=0, largest=False).values
+    between = distance.mean(1)
     expected = (first < second / 3).float().mean()
     mistakes = {
         "this is the number of copies; divide it by the number of samples": expected * len(samples),
@@ -158,5 +126,7 @@ def check_copied(copied):
         "the third is on the wrong side: nearest < second / 3": (first / 3 < second).float().mean(),
         "this divides by the number of training pictures; divide by the number of samples":
             expected * len(samples) / len(training),
+        "this is the share of training pictures that were copied; look along the other axis, once for each sample":
+            (other < way / 3).float().mean(),
     }
     compare(copied(samples, training), expected, mistakes, name="the share of copies")
