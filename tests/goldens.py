@@ -98,8 +98,7 @@ class Says(nn.Module):
 
 def loss_rows():
     golden = load_math("losses")
-    x0, eps, t = golden["x_start"], golden["noise"], (golden["t"] + 1) / 1000
-    t = t.double()
+    x0, eps, t = golden["x_start"], golden["noise"], (golden["t"].double() + 1) / 1000
     out = torch.cat([golden["model_eps"], golden["model_var_values"]], dim=1)
     for name in ("linear", "cosine"):
         schedule = getattr(schedules, name)()
@@ -132,7 +131,7 @@ def loss_rows():
 
 def weight_rows():
     golden, schedule = load_math("weights"), schedules.linear()
-    alpha, sigma = schedule(((golden["t"] + 1) / 1000).double())
+    alpha, sigma = schedule((golden["t"].double() + 1) / 1000)
     for gamma in (1, 5, 20):
         for kind in ("x0", "eps", "v"):
             weight = loss_weight("min_snr", kind, alpha, sigma, gamma=gamma)
