@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from minidiff.backbones.registry import register_model
-from minidiff.layers import timestep_embedding
+from minidiff.layers import LabelEmbedding, null_labels, timestep_embedding
 
 
 class MLP(nn.Module):
@@ -18,7 +18,7 @@ class MLP(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.first = nn.Linear(dim + 64, hidden)
-        self.label = nn.Embedding(num_classes + 1, hidden) if num_classes else None  # the last row means 'no label'
+        self.label = LabelEmbedding(num_classes, hidden) if num_classes else None
         self.hidden = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(depth - 1))
         self.last = nn.Linear(hidden, dim)
 
@@ -26,8 +26,6 @@ class MLP(nn.Module):
         features = timestep_embedding(time, 64).to(x.dtype).expand(len(x), -1)
         h = self.first(torch.cat([x, features], dim=1))
         if self.label is not None:
-            if y is None:
-                raise ValueError("labels are missing: pass y (B,), or network.null(...) for 'no label'")
             h = h + self.label(y)
         for layer in self.hidden:
             h = layer(nn.functional.silu(h))
@@ -35,9 +33,7 @@ class MLP(nn.Module):
 
     def null(self, y):
         """Labels of the shape of y (B,) that mean 'no label'."""
-        if not self.num_classes:
-            raise ValueError("an unconditional network has no null label: drop guidance and p_uncond, or pass null=...")
-        return torch.full_like(y, self.num_classes)
+        return null_labels(y, self.num_classes)
 
 
 register_model("mlp_2d", MLP, dim=2, hidden=128, depth=4)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from minidiff.backbones.registry import register_model
-from minidiff.layers import attention, timestep_embedding
+from minidiff.layers import LabelEmbedding, attention, null_labels, timestep_embedding
 
 
 class UNet(nn.Module):
@@ -32,7 +32,7 @@ class UNet(nn.Module):
         self.divisor = 2 ** (len(ch_mult) - 1)
         emb, widths = 4 * ch, [ch * mult for mult in ch_mult]
         self.time_dense0, self.time_dense1 = nn.Linear(ch, emb), nn.Linear(emb, emb)
-        self.label = nn.Embedding(num_classes + 1, emb) if num_classes else None  # the last row means 'no label'
+        self.label = LabelEmbedding(num_classes, emb) if num_classes else None
         self.conv_in = nn.Conv2d(in_channels, ch, 3, padding=1)
 
         def block(c_in, c_out, attends):
@@ -96,16 +96,12 @@ class UNet(nn.Module):
         features = timestep_embedding(time, self.ch).to(dtype)
         emb = self.time_dense1(F.silu(self.time_dense0(features)))
         if self.label is not None:
-            if y is None:
-                raise ValueError("labels are missing: pass y (B,), or network.null(...) for 'no label'")
             emb = emb + self.label(y)
         return F.silu(emb)
 
     def null(self, y):
         """Labels of the shape of y (B,) that mean 'no label'."""
-        if not self.num_classes:
-            raise ValueError("an unconditional network has no null label: drop guidance and p_uncond, or pass null=...")
-        return torch.full_like(y, self.num_classes)
+        return null_labels(y, self.num_classes)
 
 
 class Block(nn.Module):
