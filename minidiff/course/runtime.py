@@ -1,7 +1,6 @@
 """Where a notebook runs and how long it may train: `run = setup()`, then `steps = budget("training", ...)`."""
 
 import contextlib
-import importlib.metadata
 import os
 import platform
 import random
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+import minidiff
 from minidiff.errors import unknown_name
 
 TIERS = ("smoke", "cpu", "gpu", "big")  # seconds, minutes on two cores, minutes on a T4, an H100 and the like
@@ -59,7 +59,7 @@ def setup(seed=0, device=None):
         matplotlib.rcParams["figure.dpi"] = 110
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     print(f"device {device.type} ({where}) · {str(run.dtype).removeprefix('torch.')} · seed {seed} · tier {run.tier} · "
-          f"minidiff {_version()} · torch {torch.__version__} · Python {platform.python_version()}")
+          f"minidiff {minidiff.__version__} · torch {torch.__version__} · Python {platform.python_version()}")
     return run
 
 
@@ -133,10 +133,3 @@ def _duration(seconds):
 
 def _short(seconds):
     return f"{seconds:.2g} s" if seconds >= 0.1 else f"{seconds * 1000:.2g} ms"
-
-
-def _version():
-    try:
-        return importlib.metadata.version("minidiff")
-    except importlib.metadata.PackageNotFoundError:
-        return "(not installed)"
