@@ -66,6 +66,11 @@ def target(kind, x0, eps, alpha, sigma):
     return (x0 - a * (alpha * x0 + sigma * eps)) / b
 
 
+def combine(a, x, b, y):
+    """a x + b y, for floats (one operation less) or tensors a and b."""
+    return a * x + b * y if isinstance(b, torch.Tensor) else torch.add(a * x, y, alpha=b)
+
+
 class Prediction:
     """A network's output `out` of a `kind` at x_t = alpha x0 + sigma eps, read as x0, eps, v, score or flow velocity.
 
@@ -84,7 +89,7 @@ class Prediction:
         """The clean image that the network sees in x_t."""
         if self._x0 is None:
             (a, b), _ = KINDS[self.kind](self.alpha, self.sigma)
-            self._x0 = a * self.x_t + b * self.out
+            self._x0 = combine(a, self.x_t, b, self.out)
         return self._x0
 
     @property
@@ -92,7 +97,7 @@ class Prediction:
         """The noise that the network sees in x_t."""
         if self._eps is None:
             _, (c, d) = KINDS[self.kind](self.alpha, self.sigma)
-            self._eps = d * self.out if self.kind == "score" else c * self.x_t + d * self.out
+            self._eps = d * self.out if self.kind == "score" else combine(c, self.x_t, d, self.out)
         return self._eps
 
     @property

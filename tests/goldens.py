@@ -1,16 +1,18 @@
 """Every comparison with a recorded reference, as rows (what, error, tolerance); for the tests and `make verify`."""
 
-from pathlib import Path
-
+import goldens_guidance
+import goldens_sde
+import goldens_solvers
 import torch
 from golden import fill
 from torch import nn
+from toy import GOLDEN, listed, load_math, toy_denoiser, worst
 
 from minidiff import schedules
 from minidiff.checkpoints import from_official
 from minidiff.diffusion import Diffusion
 from minidiff.losses import loss_weight
-from minidiff.prediction import Prediction, clip
+from minidiff.prediction import clip
 from minidiff.samplers import ddim, ddpm
 from minidiff.spacings import spacing
 from minidiff.variational import (
@@ -23,17 +25,8 @@ from minidiff.variational import (
     variational_term,
 )
 
-GOLDEN = Path(__file__).parent / "golden"
 MATH = 1e-6  # largest absolute error of a formula in float64
 DTYPES = (torch.float64, torch.float32)
-
-
-def load_math(name):
-    return torch.load(GOLDEN / f"math_{name}.pt", weights_only=True)
-
-
-def worst(a, b):
-    return (torch.as_tensor(a, dtype=torch.float64) - torch.as_tensor(b, dtype=torch.float64)).abs().max().item()
 
 
 def all_times(schedule):
@@ -141,27 +134,6 @@ def weight_rows():
         yield f"P2 with gamma {gamma}, eps", worst(weight, golden[f"p2_gamma{gamma}_k1"])
 
 
-def toy_denoiser(schedule, toy):
-    """The exact denoiser of the toy: a mixture of three Gaussians, weights w, means mu, standard deviations sd."""
-
-    def denoise(x, t):
-        alpha, sigma = schedule(t)
-        variance = (alpha * toy["sd"]) ** 2 + sigma**2  # (3,)
-        gap = x[:, None] - alpha * toy["mu"]  # (B, 3, C, H, W)
-        logs = toy["w"].log() - gap.square().flatten(2).sum(2) / (2 * variance) - gap[0, 0].numel() / 2 * variance.log()
-        share = logs.softmax(1) / variance
-        score = -torch.einsum("bk,bkchw->bchw", share, gap)
-        return Prediction("score", x, score, alpha, sigma, v_range=torch.full_like(x, 0.3))
-
-    return denoise
-
-
-def listed(noises):
-    """A source of noise that gives the recorded ones, in order."""
-    drawn = iter(noises)
-    return lambda x: next(drawn)
-
-
 def trajectory_rows():
     golden = load_math("traj_ddpm_ddim")
     for key, reference in golden.items():
@@ -190,7 +162,7 @@ def trajectory_rows():
 
 MATH_ROWS = {
     "schedules": schedule_rows, "respacing": respacing_rows, "losses": loss_rows, "weights": weight_rows,
-    "trajectories": trajectory_rows,
+    "trajectories": trajectory_rows, **goldens_sde.ROWS, **goldens_solvers.ROWS, **goldens_guidance.ROWS,
 }  # fmt: skip
 
 NETWORKS = ["diffusers_unet2d_ddpm_a", "ddpm_tf_unet_a"]
