@@ -44,11 +44,13 @@ def ddim(denoise, schedule, x_T, times, noise=None, *, eta=0.0):
 
 
 @torch.no_grad()
-def ddpm(denoise, schedule, x_T, times, noise, *, variance="small"):
+def ddpm(denoise, schedule, x_T, times, noise, *, variance="small", gradient=None):
     """x' = mean of q(x_s | x_t, x0) + std z (algorithm 2), with any choice of steps.
 
     variance: "small", the posterior's; "large", the forward step's beta; "learned", between the two as the network's
     variance range says (Nichol and Dhariwal 2021, eq. 15). The step to t = 0 draws noise and adds none.
+    gradient: a function (x_t, t) -> gradient of log p(y | x_t), scaled; the mean is shifted by variance * gradient
+    (Dhariwal and Nichol 2021, algorithm 1), but in the step to t = 0.
     """
     if variance not in VARIANCES:
         raise unknown_name("variance", variance, VARIANCES)
@@ -60,11 +62,16 @@ def ddpm(denoise, schedule, x_T, times, noise, *, variance="small"):
         on_x = alpha / alpha_s * (sigma_s / sigma) ** 2
         mean = torch.add(on_x * x, prediction.x0, alpha=large / sigma**2 * alpha_s)
         z = noise(x)
+        shift = None if gradient is None or s == 0 else gradient(x, t)
         if s == 0:
             x = mean
-        elif variance == "learned":
-            share = (prediction.v_range + 1) / 2
-            x = mean + torch.exp((share * math.log(large) + (1 - share) * math.log(small)) / 2) * z
+        elif variance == "learned":  # std = middle * spread, a geometric mean at v_range = 0
+            middle = (small * large) ** 0.25
+            spread = torch.exp(math.log(large / small) / 4 * prediction.v_range)
+            mean = mean if shift is None else torch.addcmul(mean, spread.square(), shift, value=middle**2)
+            x = torch.addcmul(mean, spread, z, value=middle)
         else:
-            x = torch.add(mean, z, alpha=math.sqrt(small if variance == "small" else large))
+            fixed = small if variance == "small" else large
+            mean = mean if shift is None else torch.add(mean, shift, alpha=fixed)
+            x = torch.add(mean, z, alpha=math.sqrt(fixed))
         yield Step(x, s, prediction.x0)
