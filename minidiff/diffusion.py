@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from minidiff.errors import unknown_name
-from minidiff.losses import loss_weight
+from minidiff.losses import logit_normal_times, loss_weight
 from minidiff.prediction import SIGMA_DATA, Prediction, check_kind, target
 from minidiff.schedules import match
 from minidiff.variational import posterior, prior_term, variational_term
@@ -19,9 +19,13 @@ TIMES = {
     "999t": lambda t, schedule: 999 * t,  # score_sde, U-ViT
     "t": lambda t, schedule: t,
     "1-t": lambda t, schedule: 1 - t,  # networks whose time runs from noise to data: SiT
+    "999(1-t)": lambda t, schedule: 999 * (1 - t),  # the same of the first rectified flows
+    "999sigma": lambda t, schedule: 999 * schedule(t)[1],  # flows with a shift
     "log_sigma/4": lambda t, schedule: log_sigma(t, schedule) / 4,  # EDM
     "sigma": lambda t, schedule: schedule(t)[1],  # score_sde on VE
 }
+
+TRAINING_TIMES = {"logit_normal": logit_normal_times}  # besides each schedule's own
 
 
 def log_sigma(t, schedule):
@@ -81,9 +85,16 @@ class Diffusion(nn.Module):
         alpha, sigma = self.alpha_sigma(t, x0)
         return alpha * x0 + sigma * eps
 
-    def sample_times(self, n, generator=None, device=None):
-        """n training times (n,): uniform over the discrete steps or over [1e-5, 1]; EDM: log sigma ~ N(-1.2, 1.2)."""
+    def sample_times(self, n, generator=None, device=None, times=None):
+        """n training times (n,): uniform over the discrete steps or over [1e-5, 1]; EDM: log sigma ~ N(-1.2, 1.2).
+
+        With times="logit_normal" the middle of [0, 1] is preferred (losses.py), whatever the schedule.
+        """
         device = device or self.device
+        if times is not None:
+            if times not in TRAINING_TIMES:
+                raise unknown_name("distribution of times", times, TRAINING_TIMES)
+            return TRAINING_TIMES[times](n, generator=generator, device=device)
         steps = self.schedule.steps
         if steps:
             return (torch.randint(steps, (n,), generator=generator, device=device) + 1) / steps

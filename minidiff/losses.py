@@ -1,4 +1,4 @@
-"""How much each noise level counts in the loss: min-SNR, P2 and EDM weights for every prediction type."""
+"""How much each noise level counts in the loss: weights for every prediction type, and logit-normal times."""
 
 import torch
 
@@ -27,3 +27,20 @@ def loss_weight(weight, kind, alpha, sigma, **options):
     kind = "eps" if kind == "score" else kind  # the score's error is counted times sigma, so it is that of eps
     (_, b), _ = KINDS[kind](alpha, sigma)
     return WEIGHTS[weight]((alpha / sigma) ** 2, **options) * b**2
+
+
+def logit_normal(u, mean=0.0, std=1.0):
+    """The quantiles of the logit-normal distribution: u (any shape) in (0, 1) -> t in (0, 1), of the shape of u.
+
+    log(t / (1 - t)) ~ N(mean, std^2) for uniform u: most times in the middle, where the velocity of a flow is hardest
+    to learn (Esser et al. 2024, section 3.1).
+    """
+    if not std > 0:
+        raise ValueError(f"std must be above 0, got {std}; SD3 takes mean 0 and std 1")
+    return torch.sigmoid(mean + std * torch.special.ndtri(u))
+
+
+def logit_normal_times(n, mean=0.0, std=1.0, generator=None, device=None):
+    """n training times (n,), logit-normal: for `diffusion.loss(x0, t=...)`, or `train(..., times="logit_normal")`."""
+    u = torch.rand(n, generator=generator, device=device)
+    return logit_normal(u.clamp(1e-6, 1 - 1e-6), mean, std).clamp(min=1e-5)

@@ -314,6 +314,26 @@ def zero_terminal_snr(schedule):
 # --- schedules in closed form ---------------------------------------------------------------------------------------
 
 
+def sub_vp(beta_min=0.1, beta_max=20.0):
+    """alpha of the continuous `linear`, sigma = 1 - alpha^2 < its own: the sub-VP SDE (Song et al. 2021)."""
+    vp = linear(None, beta_min, beta_max)
+
+    def alpha_sigma(t, xp):
+        alpha, sigma = vp._alpha_sigma(t, xp)
+        return alpha, sigma * sigma
+
+    def rates(t, xp):
+        alpha_rate = vp._rates(t, xp)[0]
+        return alpha_rate, -2 * vp._alpha_sigma(t, xp)[0] * alpha_rate
+
+    def inverse(log_snr, xp):
+        ratio = xp.exp(-log_snr / 2)  # sigma / alpha = (1 - alpha^2) / alpha, a quadratic equation for alpha
+        alpha = 2 / (ratio + xp.sqrt(ratio * ratio + 4))
+        return vp._inverse(log_snr / 2 + xp.log(alpha), xp)
+
+    return Schedule("sub_vp", {"beta_min": beta_min, "beta_max": beta_max}, alpha_sigma, rates, inverse)
+
+
 def variance_exploding(sigma_min=0.01, sigma_max=50.0):
     """alpha = 1, sigma = sigma_min (sigma_max / sigma_min)^t: the VE SDE (Song et al. 2021); (1, 0) at t = 0."""
     _check_sigmas(sigma_min, sigma_max)
@@ -355,23 +375,32 @@ def edm(sigma_min=0.002, sigma_max=80.0):
     return Schedule("edm", arguments, alpha_sigma, rates, inverse, start_std=lambda t: sigma_max * t)
 
 
-def flow():
-    """alpha = 1 - t, sigma = t: the straight paths of rectified flow (Liu et al. 2022) and flow matching."""
+def flow(shift=1.0):
+    """alpha = 1 - sigma: the straight paths of rectified flow (Liu et al. 2022) and flow matching; sigma = t.
+
+    With a `shift` k other than 1, sigma = k t / (1 + (k - 1) t): the same paths, but k > 1 trains and samples more at
+    high noise, as large pictures want (Esser et al. 2024, section 5.3.2: SD3 takes 3). A network of such a model reads
+    sigma: time="999sigma".
+    """
+    if not shift > 0:
+        raise ValueError(f"shift must be above 0, got {shift}; 1 is no shift, SD3 takes 3")
 
     def alpha_sigma(t, xp):
-        return 1 - t, t
+        scale = 1 + (shift - 1) * t
+        return (1 - t) / scale, shift * t / scale
 
     def rates(t, xp):
-        return 0.0 * t - 1, 0.0 * t + 1
+        rate = shift / (1 + (shift - 1) * t) ** 2
+        return -rate, rate
 
     def inverse(log_snr, xp):
-        return 1 / (1 + xp.exp(log_snr / 2))
+        return 1 / (1 + shift * xp.exp(log_snr / 2))
 
-    return Schedule("flow", {}, alpha_sigma, rates, inverse)
+    return Schedule("flow", {"shift": shift}, alpha_sigma, rates, inverse)
 
 
 SCHEDULES = {
-    f.__name__: f for f in (linear, cosine, scaled_linear, sigmoid, variance_exploding, edm, flow)
+    f.__name__: f for f in (linear, cosine, scaled_linear, sigmoid, sub_vp, variance_exploding, edm, flow)
 }
 
 

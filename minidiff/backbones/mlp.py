@@ -21,6 +21,10 @@ class MLP(nn.Module):
         self.label = LabelEmbedding(num_classes, hidden) if num_classes else None
         self.hidden = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(depth - 1))
         self.last = nn.Linear(hidden, dim)
+        # PyTorch's own start shrinks the signal from layer to layer, and hears 2 coordinates little among 64 features
+        for layer in (self.first, *self.hidden):
+            nn.init.normal_(layer.weight, std=1.7 / layer.in_features**0.5)
+        self.first.weight.data[:, :dim] *= 10
 
     def forward(self, x, time, y=None):
         features = timestep_embedding(time, 64).to(x.dtype).expand(len(x), -1)

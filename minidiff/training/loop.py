@@ -21,8 +21,8 @@ AMP = {None: torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def train(diffusion, dataset, *, steps, batch_size=64, lr=1e-3, warmup=100, decay="cosine", final_lr=0.0,
-          betas=(0.9, 0.999), weight_decay=0.0, clip=1.0, ema=0.999, ema_warmup=True, weight="uniform", p_uncond=0.0,
-          seed=0, folder=None, save_every=1000, resume=True, stop_after=None, amp=None, compile=False, workers=0,
+          betas=(0.9, 0.999), weight_decay=0.0, clip=1.0, ema=0.999, ema_warmup=True, weight="uniform", times=None,
+          p_uncond=0.0, seed=0, folder=None, save_every=1000, resume=True, stop_after=None, amp=None, compile=False, workers=0,
           progress=True, on_step=None, device=None):
     """Train `diffusion` on `dataset` for `steps` steps of AdamW; returns a History, whose `.ema` is the averaged model.
 
@@ -33,6 +33,7 @@ def train(diffusion, dataset, *, steps, batch_size=64, lr=1e-3, warmup=100, deca
     ema          decay of the averaged weights, None for none; with `ema_warmup` d = min(ema, (1 + step) / (10 + step))
     clip         largest norm of the gradient, None for no limit
     weight       of the loss over times, as in `Diffusion.loss`; `p_uncond` is the fraction of conditions dropped there
+    times        how times are drawn: None as the schedule does, or "logit_normal" (Diffusion.sample_times)
     folder       where checkpoint.safetensors is kept, every `save_every` steps and at the end. With `resume` a run goes
                  on from there, on a CPU bit for bit as if never interrupted; other arguments raise ValueError
     stop_after   stop after so many seconds of this call, with a checkpoint; the learning rate still aims at `steps`
@@ -45,7 +46,7 @@ def train(diffusion, dataset, *, steps, batch_size=64, lr=1e-3, warmup=100, deca
     device = torch.device(device or next(diffusion.parameters()).device)
     fixed = dict(batch_size=batch_size, lr=lr, warmup=warmup, decay=decay, final_lr=final_lr, betas=betas, clip=clip,
                  weight_decay=weight_decay, ema=ema, ema_warmup=ema_warmup, weight=weight, p_uncond=p_uncond, seed=seed,
-                 amp=amp, **({"steps": steps} if decay else {}))  # what a resumed run must share with its beginning
+                 amp=amp, **({"times": times} if times else {}), **({"steps": steps} if decay else {}))  # what a resumed run must share with its beginning
     _check(steps, fixed, device)
     diffusion.to(device).train()
     if compile and device.type == "cuda":  # not in eager mode: each group norm would transpose twice
@@ -67,7 +68,7 @@ def train(diffusion, dataset, *, steps, batch_size=64, lr=1e-3, warmup=100, deca
                 diffusion.check_batch(images, y)  # value by value, though this model may have seen other data before
             generator.manual_seed(stream_seed(seed, "noise", step))
             torch.manual_seed(stream_seed(seed, "layers", step))  # dropout draws from the global generator
-            t = diffusion.sample_times(len(images), generator, device)
+            t = diffusion.sample_times(len(images), generator, device, times)
             with torch.autocast(device.type, AMP[amp], enabled=amp is not None):
                 losses = diffusion.loss(images, y, t=t, weight=weight, p_uncond=p_uncond, generator=generator)
             _set_lr(optimizer, learning_rate(step, steps, lr, warmup, decay, final_lr))
