@@ -1,7 +1,8 @@
 """Models on disk: a folder of config.json (what the model is) and model.safetensors (its weights).
 
-config.json holds the registered name and arguments of the network, everything of its Diffusion, and a data card; so
-`from_pretrained` needs nothing but the folder. Only safetensors are read: a pickle can run code.
+config.json holds the registered name and arguments of the network, everything of its Diffusion (or Classifier or
+TextScorer), and a data card; so `from_pretrained` needs nothing but the folder. Only safetensors are read: a pickle
+can run code.
 """
 
 import json
@@ -17,31 +18,34 @@ from minidiff.files import data_folder
 from minidiff.safe_files import read_tensors, write_tensors, write_text
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+# What a model keeps besides network and schedule, by kind. A Diffusion's config.json names no kind, as in old files.
+FIELDS = {
+    "diffusion": ("prediction", "time", "learned_range", "shape", "value_range", "latents"),
+    "classifier": ("time", "shape", "value_range"),
+    "scorer": ("time", "shape", "value_range"),
+}
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 DTYPES = {None: None, "float32": torch.float32, "fp32": torch.float32, "float16": torch.float16, "fp16": torch.float16,
           "bfloat16": torch.bfloat16, "bf16": torch.bfloat16}
 
 
-def describe(diffusion):
-    """What config.json says of a Diffusion besides its weights: a dict of plain JSON values.
+def describe(model):
+    """What config.json says of a Diffusion, Classifier or TextScorer besides its weights: a dict of plain JSON values.
 
     Raises ValueError for a network that create_model did not make: it could not be built again from its name.
     """
-    network, schedule = diffusion.network, diffusion.schedule
+    network, schedule, kind = model.network, model.schedule, getattr(model, "kind", "diffusion")
     if not hasattr(network, "name"):
         raise ValueError(
             f"a {type(network).__name__} without a registered name cannot be rebuilt from a file: make it with "
             "create_model(name, ...), after register_model(...) if the class is yours."
         )
     return json.loads(json.dumps({
+        **({} if kind == "diffusion" else {"kind": kind}),
         "network": {"name": network.name, "arguments": network.arguments},
         "schedule": {"name": schedule.name, "arguments": schedule.arguments},
-        "prediction": diffusion.prediction,
-        "time": diffusion.time,
-        "learned_range": diffusion.learned_range,
-        "shape": diffusion.shape,
-        "value_range": diffusion.value_range,
-        "latents": diffusion.latents,
+        **{field: getattr(model, field) for field in FIELDS[kind]},
+        **({"tokenizer": model.tokenizer.arguments} if kind == "scorer" else {}),
     }))
 
 
@@ -59,7 +63,7 @@ def save_pretrained(diffusion, folder, card=None, dtype=None):
 
 
 def from_pretrained(folder, device=None, download=False):
-    """The Diffusion that save_pretrained wrote to `folder`, float32, in eval mode, on `device`.
+    """The Diffusion, Classifier or TextScorer that save_pretrained wrote to `folder`, float32, in eval mode.
 
     With download=True, `folder` may be a name 'organisation/model' on the Hugging Face hub; without, nothing is
     fetched. Raises FileNotFoundError if there is no such folder, ValueError if a file is truncated, a pickle, or has
@@ -81,7 +85,10 @@ def from_pretrained(folder, device=None, download=False):
 
 
 def load(name, device=None):
-    """The Diffusion of the weights that come with the package, by name: "emoji-unet", "shapes-unet", ..."""
+    """The model of the weights that come with the package, by name: "emoji-unet", "emoji-classifier", ...
+
+    A Diffusion, or a Classifier or TextScorer (scorers.py), float32, in eval mode.
+    """
     weights = data_folder() / "weights"
     valid = sorted(file.parent.name for file in weights.glob(f"*/{CONFIG}"))
     if name not in valid:
@@ -96,15 +103,22 @@ def read_card(name):
 
 
 def build(config):
-    """An untrained Diffusion from the dict that `describe` gives."""
+    """An untrained Diffusion, Classifier or TextScorer from the dict that `describe` gives."""
     from minidiff.backbones import create_model  # here: the backbones are many files
     from minidiff.diffusion import Diffusion
     from minidiff.schedules import make_schedule
+    from minidiff.scorers import Classifier, TextScorer
+    from minidiff.text import WordTokenizer
 
+    kind = config.get("kind", "diffusion")
+    if kind not in FIELDS:
+        raise unknown_name("kind of model", kind, FIELDS)
     network = create_model(config["network"]["name"], **config["network"]["arguments"])
     schedule = make_schedule(config["schedule"]["name"], **config["schedule"]["arguments"])
-    rest = {key: config[key] for key in ("time", "learned_range", "shape", "value_range", "latents")}
-    return Diffusion(network, schedule, config["prediction"], **rest)
+    rest = {field: config[field] for field in FIELDS[kind]}
+    if kind == "scorer":
+        return TextScorer(network, schedule, WordTokenizer(**config["tokenizer"]), **rest)
+    return {"diffusion": Diffusion, "classifier": Classifier}[kind](network, schedule, **rest)
 
 
 def load_weights(network, tensors, source):

@@ -12,19 +12,24 @@ import time
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from minidiff import schedules
 from minidiff.backbones import create_model
 from minidiff.checkpoints import WEIGHTS, build, describe, load_weights, save_pretrained
-from minidiff.datasets import load_dataset
-from minidiff.diffusion import Diffusion
+from minidiff.datasets import InMemory, load_dataset
+from minidiff.diffusion import Diffusion, eval_mode
 from minidiff.errors import unknown_name
 from minidiff.files import cache_folder, data_folder
+from minidiff.scorers import Classifier, TextScorer
+from minidiff.text import WordTokenizer
 from minidiff.training import read_averaged, train
 
 # What the two tiers share. cpu: 16 pixels, 1.2 M weights. gpu: 32 pixels, 2.3 M weights (at most 5 MB in 16 bits).
 CPU = dict(batch_size=64, lr=1e-3, warmup=200, final_lr=2e-5, ema=0.9995, p_uncond=0.1)
 GPU = dict(batch_size=256, lr=1e-3, warmup=500, final_lr=2e-5, ema=0.9998, p_uncond=0.1, amp="bf16", compile=True)
+# For judges of noisy pictures, which overfit: 3450 pictures are few.
+JUDGE = dict(lr=1e-3, warmup=200, final_lr=1e-5, ema=0.999, weight_decay=0.1)
 NET_32 = dict(name="ddpm_tiny", image_size=32, ch=32, ch_mult=(1, 2, 2, 2), num_res_blocks=2)
 EMOJI_LICENCE = "Apache-2.0 (Noto), CC-BY-4.0 (Twemoji)"
 
@@ -41,7 +46,15 @@ RECIPES = {
     "shapes-unet-32": dict(
         data=dict(name="shapes", size=32), licence="made by minidiff, Apache-2.0",
         network=NET_32 | dict(num_classes=24), steps=20000, training=GPU | dict(workers=4)),
-}  # fmt: skip
+    "emoji-classifier": dict(
+        data=dict(name="emoji", size=16, split="train"), licence=EMOJI_LICENCE,
+        network=dict(name="classifier_tiny", dropout=0.2), steps=9000, training=JUDGE | dict(batch_size=64)),
+    "emoji-clip": dict(
+        data=dict(name="emoji", size=16, split="train"), licence=EMOJI_LICENCE,
+        network=dict(name="clip_tiny", dropout=0.2, word_dropout=0.1), steps=5000,
+        training=JUDGE | dict(batch_size=128)),
+}
+LEVELS = (0.05, 0.25, 0.5, 0.75)  # of noise, at which a judge is measured  # fmt: skip
 SMOKE = dict(steps=6, batch_size=4, warmup=2, save_every=3)
 
 
@@ -61,21 +74,71 @@ def main():
         if device == "cpu":
             options |= dict(amp=None, compile=False, workers=0)
         torch.manual_seed(arguments.seed)  # the initial weights
-        dataset, diffusion = load_dataset(**recipe["data"]), make(recipe)
+        dataset = load_dataset(**recipe["data"])
+        diffusion = make(recipe, dataset)
+        dataset = dataset if isinstance(diffusion, Diffusion) else shifted(dataset, diffusion)
         weights = sum(weight.numel() for weight in diffusion.parameters())
         print(f"{name}: {weights:,} weights, {options['steps']} steps of {options['batch_size']} on {device}, {folder}")
         train(diffusion, dataset, folder=folder, device=device, stop_after=arguments.stop_after_seconds, **options)
-    export(name, recipe, folder, out)
+    export(name, recipe, folder, out, arguments.smoke)
 
 
-def make(recipe):
-    """The untrained Diffusion of a recipe."""
+def make(recipe, dataset):
+    """The untrained Diffusion, Classifier or TextScorer of a recipe; a scorer knows the words of its captions."""
     size = recipe["data"]["size"]
+    options, name = dict(shape=(3, size, size)), recipe["network"]["name"]
+    if name.startswith("clip"):
+        tokenizer = WordTokenizer.from_captions(dataset.captions, length=12)
+        network = create_model(**recipe["network"], vocab_size=len(tokenizer))
+        return TextScorer(network, schedules.cosine(), tokenizer, **options)
     network = create_model(**recipe["network"])
-    return Diffusion(network, schedules.cosine(), "v", shape=(3, size, size))
+    if name.startswith("classifier"):
+        return Classifier(network, schedules.cosine(), **options)
+    return Diffusion(network, schedules.cosine(), "v", **options)
 
 
-def export(name, recipe, folder, out):
+def shifted(dataset, judge):
+    """The data set with each picture moved by -1, 0 or 1 pixel along both axes, white where nothing was.
+
+    Its labels are what the judge is told of a picture: the class, or the tokens of the caption.
+    """
+    labels = judge.tokens(dataset.captions).cpu() if isinstance(judge, TextScorer) else dataset.labels
+    size, wide = dataset.pictures.shape[-1], F.pad(dataset.pictures, (1, 1, 1, 1), value=255)
+    moved = torch.cat([wide[:, :, i:i + size, j:j + size] for i in range(3) for j in range(3)])
+    return InMemory(moved, labels.repeat(9, *[1] * (labels.ndim - 1)), dataset.captions * 9, dataset.classes)
+
+
+@torch.no_grad()
+def accuracy(judge, dataset, draws=4, among=32):
+    """{t: share of noised pictures judged right}: the class, or the own caption among 31 other ones and itself."""
+    images, answers = dataset.images(), {}
+    captions = sorted(set(dataset.captions))
+    own = torch.tensor([captions.index(caption) for caption in dataset.captions])
+    with eval_mode(judge):
+        for t in LEVELS:
+            generator, right = torch.Generator().manual_seed(0), []
+            for _ in range(draws):
+                x_t = judge.forward_process(images, t, torch.randn(images.shape, generator=generator))
+                if isinstance(judge, Classifier):
+                    right.append(judge.logits(x_t, t).argmax(1) == dataset.labels)
+                    continue
+                chance = torch.rand(len(images), len(captions), generator=generator)
+                rivals = chance.scatter(1, own[:, None], -1).topk(min(among, len(captions)) - 1).indices  # never own
+                scores = judge.similarity(x_t, t, captions)
+                right.append((scores.gather(1, rivals) < scores.gather(1, own[:, None])).all(1))
+            answers[str(t)] = round(torch.cat(right).float().mean().item(), 3)
+    return answers
+
+
+def measured(judge, recipe, few):
+    """What the data card says of a judge: classes and accuracy, on what it has seen and on what was held out."""
+    sets = {split: load_dataset(**recipe["data"] | dict(split=split)) for split in ("train", "test")}
+    what = "accuracy" if isinstance(judge, Classifier) else "caption_among_32"
+    return {"classes": sets["train"].classes,
+            what: {split: accuracy(judge, data, draws=1 if few else 4) for split, data in sets.items()}}
+
+
+def export(name, recipe, folder, out, few=False):
     """Write the averaged weights of the run in `folder` to `out`, in the 16-bit format that loses less."""
     tensors, about = read_averaged(folder)
     run, step = about["arguments"], about["step"]
@@ -92,6 +155,8 @@ def export(name, recipe, folder, out):
         "command": f"python tools/train_weights.py {name} --steps {run['steps']} --seed {run['seed']}",
         "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
+    if not isinstance(diffusion, Diffusion):
+        card |= measured(diffusion.eval(), recipe, few)
     save_pretrained(diffusion, out, card, dtype)
     size = os.path.getsize(out / WEIGHTS) / 1e6
     print(f"wrote {out} ({size:.1f} MB). For data/README.md:\n"

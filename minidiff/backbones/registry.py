@@ -5,7 +5,7 @@ import inspect
 
 from minidiff.errors import unknown_name
 
-KINDS = ("denoiser", "upsampler", "classifier", "generator")
+KINDS = ("denoiser", "upsampler", "classifier", "scorer", "generator")
 _MODELS = {}  # name -> (kind, class, arguments)
 
 
