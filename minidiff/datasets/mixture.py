@@ -1,14 +1,15 @@
-"""A Gaussian mixture: samples, exact log density and exact score, also after noise was added."""
-
-import math
+"""A Gaussian mixture as a data set: samples with their components, exact log density and score, noisy or not."""
 
 import torch
+
+from minidiff.oracles import Mixture
 
 
 class GaussianMixture:
     """p(x) = sum_k w_k N(x; mu_k, C_k), with `weights` (K,), `means` (K, D), `covariances` (K, D, D).
 
-    All methods take any batch shape of points (..., D) and answer in their dtype and on their device.
+    All methods take any batch shape of points (..., D) and answer in their dtype and on their device. `.oracle` is the
+    same density for every t of a schedule, with the components as classes: `oracles.Mixture`.
     """
 
     def __init__(self, weights, means, covariances):
@@ -16,6 +17,7 @@ class GaussianMixture:
         self.weights = self.weights / self.weights.sum()
         self.means = torch.as_tensor(means, dtype=torch.float64)
         self.covariances = torch.as_tensor(covariances, dtype=torch.float64)
+        self.oracle = Mixture(self.weights, self.means, self.covariances, labels=range(len(self.weights)))
 
     def sample(self, num, generator=None):
         """`num` points (num, D) float32 and the components they came from (num,) int64."""
@@ -26,19 +28,8 @@ class GaussianMixture:
 
     def log_density(self, x, alpha=1.0, sigma=0.0):
         """log p(x) of alpha x0 + sigma eps, shape (...,); the defaults give the data's own density."""
-        return self._terms(x, alpha, sigma)[0].logsumexp(-1)
+        return self.oracle.log_density_at(x.reshape(-1, x.shape[-1]), alpha, sigma).view(x.shape[:-1])
 
     def score(self, x, alpha=1.0, sigma=0.0):
         """The gradient of `log_density` with respect to x, (..., D), in closed form."""
-        terms, pull = self._terms(x, alpha, sigma)
-        return -(terms.softmax(-1)[..., None] * pull).sum(-2)
-
-    def _terms(self, x, alpha, sigma):
-        """log w_k N(x; alpha mu_k, alpha^2 C_k + sigma^2), (..., K), and its inverse covariance times (x - mean)."""
-        weights, means, covariances = (v.to(x) for v in (self.weights, self.means, self.covariances))
-        dimension = means.shape[1]
-        covariances = alpha**2 * covariances + sigma**2 * torch.eye(dimension).to(x)
-        away = x[..., None, :] - alpha * means  # (..., K, D)
-        pull = (torch.linalg.inv(covariances) @ away[..., None])[..., 0]
-        log_norm = 0.5 * (torch.logdet(covariances) + dimension * math.log(2 * math.pi))
-        return weights.log() - log_norm - 0.5 * (away * pull).sum(-1), pull
+        return self.oracle.score_at(x.reshape(-1, x.shape[-1]), alpha, sigma).view(x.shape)
