@@ -22,8 +22,10 @@ _FROM = {
     "minidiff.spacings": ["spacing"],
     "minidiff.diffusion": ["Diffusion"],
     "minidiff.prediction": ["Prediction"],
-    "minidiff.guidance": ["classifier_free", "condition"],
+    "minidiff.guidance": ["autoguidance", "classifier_free", "condition", "gradient_of", "guided"],
     "minidiff.samplers": ["sample", "seeded_noise"],
+    "minidiff.likelihood": ["log_likelihood"],
+    "minidiff.reflow": ["reflow_pairs"],
     "minidiff.backbones": ["create_model", "list_models", "register_model"],
     "minidiff.datasets": ["Record", "list_datasets", "load_dataset"],
     "minidiff.checkpoints": ["from_pretrained", "load", "save_pretrained"],
@@ -31,8 +33,9 @@ _FROM = {
     "minidiff.files": ["cache_folder", "data_folder"],
 }
 _HOME = {name: module for module, names in _FROM.items() for name in names}
-_FILES = ("backbones", "checkpoints", "course", "datasets", "diffusion", "guidance", "layers", "official", "samplers",
-          "schedules", "spacings", "training")
+_FILES = ("backbones", "checkpoints", "course", "datasets", "diffusion", "guidance", "layers", "likelihood", "losses",
+          "metrics", "official", "oracles", "prediction", "reflow", "samplers", "schedules", "scorers", "spacings", "text",
+          "training", "variational")
 
 __all__ = ["__version__", *_HOME, *_FILES]
 

@@ -8,74 +8,159 @@ from tqdm import tqdm
 
 from minidiff.diffusion import check_labels, eval_mode
 from minidiff.errors import check_whole, unknown_name
-from minidiff.guidance import classifier_free, condition
+from minidiff.guidance import classifier_free, condition, dynamic_threshold, guided
 from minidiff.prediction import clip
 from minidiff.samplers.ancestral import Step, ddim, ddpm
+from minidiff.samplers.dpm_solver import SOLVERS
 from minidiff.samplers.noise import seeded_noise
+from minidiff.samplers.ode import euler, heun, midpoint
+from minidiff.samplers.sde import churn, euler_maruyama, predictor_corrector, reverse_diffusion
+from minidiff.samplers.unipc import unipc
 from minidiff.spacings import spacing as make_times
 
-__all__ = ["SAMPLERS", "Step", "ddim", "ddpm", "sample", "seeded_noise"]
+SAMPLERS = {
+    "ddim": ddim, "ddpm": ddpm, "euler": euler, "midpoint": midpoint, "heun": heun, "churn": churn,
+    "euler_maruyama": euler_maruyama, "reverse_diffusion": reverse_diffusion,
+    "predictor_corrector": predictor_corrector, **SOLVERS, "unipc": unipc,
+}  # fmt: skip
 
-SAMPLERS = {"ddim": ddim, "ddpm": ddpm}
+__all__ = ["SAMPLERS", "Step", "bind", "counted", "sample", "seeded_noise", *(f for f in SAMPLERS if f in globals())]
 
 
 def sample(
-    diffusion, num=8, *, y=None, sampler="ddim", steps=50, spacing="uniform", guidance=1.0, seed=0, batch_size=64,
-    clipped=None, progress=True, on_step=None, **options,
+    diffusion, num=8, *, y=None, sampler="ddim", steps=50, spacing=None, t_end=0.0, guidance=1.0, gradient=None,
+    target=None, seed=0, batch_size=64, clipped=None, progress=True, on_step=None, **options,
 ):  # fmt: skip
     """`num` pictures (num, C, H, W), float32, from a Diffusion.
 
-    y: a label for all, a list or tensor (num,) of labels, or None for an unconditional model. sampler: "ddim" or
-    "ddpm", with its `options` (eta; variance). steps and spacing: see spacings.py. guidance: the classifier-free
-    scale, 1 for none. seed: picture i depends on (seed, i) alone, not on the batch. clipped: keep x0 in the value
-    range (default: yes, unless the model works on latents). on_step(step) sees every Step(x, t, x0) of every batch.
+    y              a label for all, a list or tensor (num,) of labels, or None for an unconditional model
+    sampler        a name of SAMPLERS
+    steps          of the sampler: intervals, for the single-step solvers (2s, 3s) evaluations
+    spacing, t_end where it stops: see spacings.py; by default even times down to 0, on EDM's schedule those of Karras
+    guidance       the classifier-free scale, 1 for none
+    gradient       gradient(x_t, t, target), the scaled gradient of some log p(target | x_t): guidance.gradient_of
+    target         for the gradient: what is wanted, one for all pictures or a list or tensor of num
+    seed           picture i depends on (seed, i) alone, not on the batch
+    clipped        keep x0 in the value range: by default yes, unless the model works on latents; or "dynamic"
+    on_step        on_step(step) sees every Step(x, t, x0) of every batch
+    options        those of the sampler (eta, variance, order, ...) and of guidance.classifier_free (negative, interval,
+                   rescale, power, guide_first)
 
-    Raises ValueError for an unknown sampler or option, fewer than one step or more than the schedule has, a num,
-    batch_size or seed that is no such number, and labels that do not fit.
+    The progress bar ends with the number of evaluations of the denoiser. Raises ValueError for an unknown sampler or
+    option, fewer than one step or more than the schedule has, a num, batch_size or seed that is no such number, and
+    labels or guidance that do not fit.
     """
     if sampler not in SAMPLERS:
         raise unknown_name("sampler", sampler, SAMPLERS)
-    valid = [n for n, p in inspect.signature(SAMPLERS[sampler]).parameters.items() if p.kind == p.KEYWORD_ONLY]
-    for option in options:
-        if option not in valid:
-            raise unknown_name(f"option of {sampler}", option, valid)
+    run, guiding = SAMPLERS[sampler], {key: options.pop(key) for key in _GUIDING if key in options}
+    ancestral = "gradient" in _keywords(run)  # this sampler shifts its mean, instead of the score
+    _check_options(diffusion, sampler, options, guidance, guiding)
     for name, value, least in (("num", num, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
         check_whole(name, value, least)
-    if options.get("variance") == "learned" and not diffusion.learned_range:
-        raise ValueError('variance="learned" needs a network with a learned range; use "small" or "large"')
-    times = make_times(diffusion.schedule, steps, spacing)
-    if y is not None:
-        try:
-            y = torch.as_tensor(y, device=diffusion.device)
-        except (TypeError, ValueError):
-            raise ValueError(f"y must be a label, or a list or tensor of {num} labels, got {y!r}") from None
-        y = y.expand(num) if y.ndim == 0 else y
+    times = make_times(diffusion.schedule, steps, spacing or _default_spacing(diffusion), t_end=t_end)
+    place = {t: i for i, t in enumerate(times)}
+    y, negative = _labels("y", y, num, diffusion), _labels("negative", guiding.pop("negative", None), num, diffusion)
     check_labels(diffusion.network, y, num)
+    target = _for_each(target, num, diffusion.device)
     clipped = diffusion.latents is None if clipped is None else clipped
-    batches = [range(first, min(first + batch_size, num)) for first in range(0, num, batch_size)]
+    batches = [slice(first, min(first + batch_size, num)) for first in range(0, num, batch_size)]
     pictures = []
-    total = len(batches) * (len(times) - 1)
     stream = sys.stdout if "ipykernel" in sys.modules else sys.stderr  # notebooks paint stderr red
-    with eval_mode(diffusion), tqdm(total=total, desc=sampler, disable=not progress, ascii=True, file=stream) as bar:
+    bar = tqdm(total=len(batches) * (len(times) - 1), desc=sampler, disable=not progress, ascii=True, file=stream)
+    with eval_mode(diffusion), bar:
         for batch in batches:
-            denoise = bind(diffusion, None if y is None else y[batch.start : batch.stop], guidance, clipped)
-            noise = seeded_noise([(seed, i) for i in batch])
-            shape = (len(batch), *diffusion.shape)
-            x = diffusion.schedule.start(shape, noise, times[0], device=diffusion.device)
-            for step in SAMPLERS[sampler](denoise, diffusion.schedule, x, times, noise, **options):
-                bar.update()
+            part_y, part_target = (None if value is None else value[batch] for value in (y, target))
+            if negative is not None:
+                guiding["negative"] = negative[batch]
+            pull = None if gradient is None else (lambda x_t, t, of=part_target: gradient(x_t, t, of))
+            denoise = counted(bind(diffusion, part_y, guidance, clipped, None if ancestral else pull, **guiding))
+            noise = seeded_noise([(seed, i) for i in range(batch.start, batch.stop)])
+            shape = (batch.stop - batch.start, *diffusion.shape)
+            x, t = diffusion.schedule.start(shape, noise, times[0], device=diffusion.device), times[0]
+            for step in run(denoise, diffusion.schedule, x, times, noise, **options, **_given(ancestral, pull)):
+                bar.update(place[step.t] - place[t])
+                t = step.t
                 if on_step is not None:
                     on_step(step)
             pictures.append(step.x)
+        evaluations = denoise.evaluations
+        bar.set_postfix_str(f"{evaluations} evaluation{'s' * (evaluations != 1)}")
     return torch.cat(pictures)
 
 
-def bind(diffusion, y, guidance=1.0, clipped=True):
-    """The bound denoiser of a model: condition y (B,), classifier-free guidance, and clipping to the value range."""
-    if guidance == 1.0:
+def bind(diffusion, y, guidance=1.0, clipped=True, gradient=None, **guiding):
+    """The bound denoiser of a model, as `sample` makes it; the arguments are those of `sample`, y and negative (B,).
+
+    From the inside out: the condition or classifier-free guidance, gradient(x_t, t), and clipping to the value range.
+    """
+    if guidance == 1.0 and not guiding:
         denoise = condition(diffusion.denoise, y)
     elif y is None:
         raise ValueError(f"guidance={guidance} needs a condition: pass y=..., or leave guidance at 1 for this model")
     else:
-        denoise = classifier_free(diffusion.denoise, y, guidance, diffusion.network.null(y))
+        denoise = classifier_free(diffusion.denoise, y, guidance, **guiding)
+    if gradient is not None:
+        denoise = guided(denoise, gradient)
+    if clipped == "dynamic":
+        return dynamic_threshold(denoise)
     return clip(denoise, *diffusion.value_range) if clipped else denoise
+
+
+def counted(denoise):
+    """The same bound denoiser, which counts how often it was called in its attribute `evaluations`."""
+
+    def counting(x_t, t):
+        counting.evaluations += 1
+        return denoise(x_t, t)
+
+    counting.evaluations = 0
+    return counting
+
+
+def _keywords(function):
+    return [n for n, p in inspect.signature(function).parameters.items() if p.kind == p.KEYWORD_ONLY]
+
+
+_GUIDING = _keywords(classifier_free)  # options of `sample` that guidance takes
+
+
+def _check_options(diffusion, sampler, options, guidance, guiding):
+    own = [name for name in _keywords(SAMPLERS[sampler]) if name != "gradient"]
+    for option in options:
+        if option not in own:
+            raise unknown_name(f"option of {sampler}", option, own + _GUIDING)
+    if options.get("variance") == "learned" and not diffusion.learned_range:
+        raise ValueError('variance="learned" needs a network with a learned range; use "small" or "large"')
+    if guidance == 1.0 and any(value is not None for value in guiding.values()):
+        names = ", ".join(guiding)
+        raise ValueError(f"{names}: a change of classifier-free guidance, and guidance=1 is none; try guidance=3")
+
+
+def _default_spacing(diffusion):
+    return "karras" if diffusion.schedule.name == "edm" else "uniform"
+
+
+def _given(ancestral, gradient):
+    return {"gradient": gradient} if ancestral else {}
+
+
+def _labels(name, y, num, diffusion):
+    """One label for each of num pictures, on the device; None stays None."""
+    if y is None:
+        return None
+    try:
+        y = torch.as_tensor(y, device=diffusion.device)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a label, or a list or tensor of {num} labels, got {y!r}") from None
+    return y.expand(num) if y.ndim == 0 else y
+
+
+def _for_each(target, num, device):
+    """What a gradient aims at, num of them: numbers as a tensor, anything else as a list."""
+    if target is None or isinstance(target, torch.Tensor) and target.ndim:
+        return target
+    if not isinstance(target, (list, tuple)):
+        target = [target] * num
+    if len(target) != num:
+        raise ValueError(f"target must be one for all pictures or {num} of them, got {len(target)}")
+    return list(target) if isinstance(target[0], str) else torch.as_tensor(target, device=device)
