@@ -54,12 +54,11 @@ def classifier_free(
     check_alike("null", other, y)
     without = condition(denoise, other, **inputs)
     both = condition(denoise, join(y, other), **{name: twice(value, y) for name, value in inputs.items()})
-    steps = getattr(getattr(getattr(denoise, "__self__", None), "schedule", None), "steps", None)
-    lo, hi = (0.0, 1.0) if interval is None else interval
+    weight_at = weight_of_time(scale, interval, power, owner(denoise, "schedule"))
 
-    def guided(x_t, t):
-        weight = scale if power is None else cosine_weight(scale, power, t - 1 / steps if steps else t)
-        if weight == 1 or not lo < min(t, 1.0) <= hi:  # churn may lead above 1
+    def extrapolated(x_t, t):
+        weight = weight_at(t)
+        if weight == 1:
             return plain(x_t, t)
         if weight == 0 and not (rescale or guide_first):
             return without(x_t, t)
@@ -71,7 +70,7 @@ def classifier_free(
         v_range = None if prediction.v_range is None else prediction.v_range[: len(x_t)]
         return Prediction(prediction.kind, x_t, out, prediction.alpha, prediction.sigma, v_range)
 
-    return guided
+    return extrapolated
 
 
 def scale_from_w(w):
@@ -86,6 +85,19 @@ def cosine_weight(scale, power, t):
     index / T, so a discrete schedule's t less 1 / T.
     """
     return 1 + (scale - 1) * (1 - math.cos(math.pi * min(max(1 - t, 0.0), 1.0) ** power)) / 2
+
+
+def weight_of_time(scale, interval=None, power=None, schedule=None):
+    """The function t -> weight of the condition: 1 outside the interval, else the scale or its cosine weight."""
+    lo, hi = (0.0, 1.0) if interval is None else interval
+    first = 1 / schedule.steps if schedule is not None and schedule.steps else 0.0  # the t of index 0
+
+    def weight_at(t):
+        if not lo < min(t, 1.0) <= hi:  # churn may lead above 1
+            return 1.0
+        return scale if power is None else cosine_weight(scale, power, t - first)
+
+    return weight_at
 
 
 def rescaled(out, conditional, phi):
@@ -126,11 +138,16 @@ def twice(value, y):
     return join(value, value) if isinstance(value, tuple) else value
 
 
+def owner(denoise, part):
+    """The network or schedule of the Diffusion that `denoise` is the bound method of; None of any other function."""
+    return getattr(getattr(denoise, "__self__", None), part, None)
+
+
 def null_of(denoise, y, scale):
     """The network's own condition that means 'none', of the shape of y."""
     if y is None:
         raise ValueError(f"guidance with scale {scale} needs a condition: pass y=..., or leave the scale at 1")
-    network = getattr(getattr(denoise, "__self__", None), "network", None)
+    network = owner(denoise, "network")
     if not hasattr(network, "null"):
         raise ValueError(
             "cannot tell which condition means 'none': pass null=..., of the shape of y, or the bound method"
@@ -225,7 +242,7 @@ def autoguidance(denoise, weak, scale):
     """The bound denoiser weak + scale (strong - weak), for a strong and a weak one of the same schedule.
 
     Guided by a smaller or less trained version of itself, a model gets sharper without losing diversity (Karras et
-    al. 2024, eq. 5 with w = scale). Works on whatever both predict: outputs of one kind are combined as they are,
+    al. 2024, whose w is the scale). Works on whatever both predict: outputs of one kind are combined as they are,
     others as x0. scale 1 is the strong one alone. A variance range is the strong one's.
     """
     check_scale(scale)

@@ -34,6 +34,7 @@ def classifier_free_rows():
         for value in (0.0, 1.0, 2.5, 7.5):
             yield f"classifier-free, {name} {value}", worst(out(convert(value)), golden[f"{name}/{value}"])
     yield "classifier-free, rescale 0.7", worst(out(7.5, rescale=0.7), golden["rescale_phi0.7"])
+    yield from interval_rows()
 
 
 def labelled(toy):
@@ -100,7 +101,9 @@ def threshold_rows():
         yield f"dynamic thresholding, {name}", worst(x0, reference["out"])
 
 
-ROWS = {
-    "classifier-free guidance": classifier_free_rows, "guidance intervals": interval_rows,
-    "classifier guidance": classifier_rows, "dynamic thresholding": threshold_rows,
-}  # fmt: skip
+def gradient_rows():
+    yield from classifier_rows()
+    yield from threshold_rows()
+
+
+ROWS = {"classifier-free guidance": classifier_free_rows, "classifier guidance and thresholds": gradient_rows}
