@@ -1,9 +1,11 @@
 """Samplers that solve the probability-flow ODE in t: Euler, Heun and the midpoint rule, on any schedule.
 
 dx/dt = alpha'(t) x0 + sigma'(t) eps carries noise to data without any randomness (Song et al. 2021, eq. 13). On the
-schedule `flow` the right side is the velocity eps - x0: Euler and Heun there are flow matching's solvers. The steps
-are in t; DDIM is Euler in sigma / alpha, the same as Euler in t on `edm` and `flow` but not on variance-preserving
-schedules, where Euler leaves a part of the last noise level in the picture.
+schedule `flow` the right side is the velocity eps - x0: Euler and Heun there are flow matching's solvers.
+
+The steps are in t. DDIM is Euler in sigma / alpha, the same as Euler in t on `edm` and on `flow` without a shift only:
+SD3's Euler on shifted times is DDIM on `flow(shift=3)`. On variance-preserving schedules sigma grows as sqrt(t), and
+Euler's step to 0 leaves half of the last noise in the picture: end at a small t_end, or put the last times close to 0.
 """
 
 import math
