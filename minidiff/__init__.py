@@ -34,8 +34,8 @@ _FROM = {
 }
 _HOME = {name: module for module, names in _FROM.items() for name in names}
 _FILES = ("backbones", "checkpoints", "course", "datasets", "diffusion", "guidance", "layers", "likelihood", "losses",
-          "metrics", "official", "oracles", "prediction", "reflow", "samplers", "schedules", "scorers", "spacings", "text",
-          "training", "variational")
+          "metrics", "official", "oracles", "prediction", "reflow", "samplers", "schedules", "scorers", "spacings",
+          "text", "training", "variational")
 
 __all__ = ["__version__", *_HOME, *_FILES]
 

@@ -7,7 +7,7 @@ import torch
 
 from minidiff import Diffusion, create_model, schedules
 from minidiff.diffusion import TIMES, drop_condition
-from minidiff.losses import loss_weight
+from minidiff.losses import logit_normal_times, loss_weight
 from minidiff.prediction import KINDS, Prediction, clip, target
 from minidiff.variational import posterior, prior_term
 
@@ -251,3 +251,18 @@ IMAGES = torch.zeros(2, 3, 8, 8)
 def test_bad_values_are_named(bad, says):
     with pytest.raises(ValueError, match=says):
         bad()
+
+
+def test_logit_normal_times_have_their_distribution():
+    generator = torch.Generator().manual_seed(0)
+    t = logit_normal_times(20_000, 0.5, 0.8, generator)
+    logit = torch.log(t / (1 - t))
+    assert logit.mean().item() == pytest.approx(0.5, abs=0.03) and logit.std().item() == pytest.approx(0.8, abs=0.03)
+    assert 0 < t.min() and t.max() < 1
+    diffusion = Diffusion(create_model("mlp_test"), schedules.flow(), "flow", shape=(2,))
+    t = diffusion.sample_times(20_000, generator, times="logit_normal")
+    assert t.mean().item() == pytest.approx(0.5, abs=0.01) and t.std().item() == pytest.approx(0.2083, abs=0.01)
+    with pytest.raises(ValueError, match="unknown distribution of times 'logitnormal'.*'logit_normal'"):
+        diffusion.sample_times(3, times="logitnormal")
+    with pytest.raises(ValueError, match="std must be above 0, got 0"):
+        logit_normal_times(3, std=0)

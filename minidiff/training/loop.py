@@ -22,8 +22,8 @@ AMP = {None: torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def train(diffusion, dataset, *, steps, batch_size=64, lr=1e-3, warmup=100, decay="cosine", final_lr=0.0,
           betas=(0.9, 0.999), weight_decay=0.0, clip=1.0, ema=0.999, ema_warmup=True, weight="uniform", times=None,
-          p_uncond=0.0, seed=0, folder=None, save_every=1000, resume=True, stop_after=None, amp=None, compile=False, workers=0,
-          progress=True, on_step=None, device=None):
+          p_uncond=0.0, seed=0, folder=None, save_every=1000, resume=True, stop_after=None, amp=None, compile=False,
+          workers=0, progress=True, on_step=None, device=None):
     """Train `diffusion` on `dataset` for `steps` steps of AdamW; returns a History, whose `.ema` is the averaged model.
 
     dataset      finite in memory (`.images()` (N, C, H, W), `.labels` (N,)): moved to the device once; or any torch
@@ -45,8 +45,9 @@ def train(diffusion, dataset, *, steps, batch_size=64, lr=1e-3, warmup=100, deca
     """
     device = torch.device(device or next(diffusion.parameters()).device)
     fixed = dict(batch_size=batch_size, lr=lr, warmup=warmup, decay=decay, final_lr=final_lr, betas=betas, clip=clip,
-                 weight_decay=weight_decay, ema=ema, ema_warmup=ema_warmup, weight=weight, p_uncond=p_uncond, seed=seed,
-                 amp=amp, **({"times": times} if times else {}), **({"steps": steps} if decay else {}))  # what a resumed run must share with its beginning
+                 weight_decay=weight_decay, ema=ema, ema_warmup=ema_warmup, weight=weight, times=times,
+                 p_uncond=p_uncond, seed=seed, amp=amp)  # what a resumed run must share with its beginning
+    fixed |= {"steps": steps} if decay else {}
     _check(steps, fixed, device)
     diffusion.to(device).train()
     if compile and device.type == "cuda":  # not in eager mode: each group norm would transpose twice
