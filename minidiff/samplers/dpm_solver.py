@@ -53,9 +53,9 @@ def points(schedule, times, data):
 
 
 def linear_part(a, b, data):
-    """(on_x, scale, H) of a step from Point a to Point b: x' = on_x x - scale (phi_1(H) m + ...)."""
+    """(on_x, scale, h, H) of a step from Point a to Point b: x' = on_x x - scale (phi_1(H) m + ...)."""
     h = b.lam - a.lam if b.lam != a.lam else 0.0  # 0, not inf - inf
-    return (b.sigma / a.sigma, b.alpha, -h) if data else (b.alpha / a.alpha, b.sigma, h)
+    return (b.sigma / a.sigma, b.alpha, h, -h) if data else (b.alpha / a.alpha, b.sigma, h, h)
 
 
 def phis(H, count):
@@ -117,10 +117,9 @@ def multistep(denoise, schedule, x_T, times, noise=None, *, order=2, data=True, 
     for n, (a, b) in enumerate(zip(places, places[1:])):
         prediction = denoise(x, a.t)
         past = [(a.lam, chosen(prediction, data)), *past[: order - 1]]
-        on_x, scale, H = linear_part(a, b, data)
-        h, z = abs(H), noise(x) if sde else None
+        on_x, scale, h, H = linear_part(a, b, data)
         if sde:
-            on_x, H = on_x * math.exp(-h), 2 * H
+            on_x, H, z = on_x * math.exp(-h), -2 * h, noise(x)
         if not b.finite:
             x = prediction.x0
         else:
@@ -185,15 +184,15 @@ def singlestep(denoise, schedule, x_T, times, noise=None, *, order=3, data=True,
     for group in groups(points(schedule, times, data), order):
         start, end = group[0], group[-1]
         inner = x
-        models, r = [], []  # the predictions so far, and the fractions of the step where the later ones were made
+        models, gaps = [], []  # the predictions so far, and how far from the start in lambda the later ones were made
         for place, following in zip(group, group[1:]):
             prediction = denoise(inner, place.t)
             models.append(chosen(prediction, data))
             if place is not start:
-                r.append(place.lam - start.lam)
-            on_x, scale, H = linear_part(start, following, data)
-            last = following is end
-            weights = singlestep_weights(H, [gap / abs(H) for gap in r], taylor or not last) if r else phis(H, 1)
+                gaps.append(place.lam - start.lam)
+            on_x, scale, h, H = linear_part(start, following, data)
+            parabola = taylor or following is not end  # the way to an inner point uses phi_2
+            weights = singlestep_weights(H, [gap / h for gap in gaps], parabola) if gaps else phis(H, 1)
             inner = weighted(x, on_x, scale, weights, models) if following.finite else prediction.x0
         x = inner
         yield Step(x, end.t, prediction.x0)

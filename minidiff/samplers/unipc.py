@@ -52,9 +52,9 @@ def unipc(denoise, schedule, x_T, times, noise=None, *, order=2, variant="bh2", 
     prediction = denoise(x, times[0])
     for n, (a, b) in enumerate(zip(places, places[1:])):
         m, following = chosen(prediction, data), None
-        on_x, scale, H = linear_part(a, b, data)
+        on_x, scale, h, H = linear_part(a, b, data)
         earlier = past[: min(order, steps - n) - 1]
-        r, models = [(lam - a.lam) / abs(H) for lam, _ in earlier], [m, *(model for _, model in earlier)]
+        r, models = [(lam - a.lam) / h for lam, _ in earlier], [m, *(model for _, model in earlier)]
         start = x
         x = weighted(start, on_x, scale, unipc_weights(H, r, variant), models) if b.finite else prediction.x0
         if n + 1 < steps:
