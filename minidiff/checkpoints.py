@@ -90,7 +90,7 @@ def load(name, device=None):
     A Diffusion, or a Classifier or TextScorer (scorers.py), float32, in eval mode.
     """
     weights = data_folder() / "weights"
-    valid = sorted(file.parent.name for file in weights.glob(f"*/{CONFIG}"))
+    valid = sorted(file.parent.name for file in weights.glob(f"*/{CONFIG}") if "network" in _read_config(file))
     if name not in valid:
         raise unknown_name("bundled weights", name, valid)
     return from_pretrained(weights / name, device)
