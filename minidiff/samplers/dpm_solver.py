@@ -135,7 +135,7 @@ def multistep(denoise, schedule, x_T, times, noise=None, *, order=2, data=True, 
 
 
 def fast_split(evaluations, order):
-    """The orders of the steps that make exactly so many evaluations, e.g. 3, 3, 2, 1 (Lu et al. 2022, section 3.4)."""
+    """The orders of the steps that make exactly so many evaluations: 3, 3, 2, 1 for 9 ('DPM-Solver-fast')."""
     if order == 2:
         return [2] * (evaluations // 2) + [1] * (evaluations % 2)
     rest = evaluations % 3
@@ -176,6 +176,7 @@ def singlestep(denoise, schedule, x_T, times, noise=None, *, order=3, data=True,
     order and one or two lower ones at the end ('fast' split). Inner points are the grid's own, r1 and r2 follow from
     their lambdas. Yields a Step at the end of each group: its t is the group's last time, its x0 the last prediction.
     A group that starts or ends where lambda is infinite gives up one evaluation to a step of first order there.
+    The low orders at the end cost 3S its third order unless the last steps hardly matter, as they do evenly in log-SNR.
 
     order 2 or 3. data: ++, else the eps form. taylor: the correction terms expanded in h (official 'taylor').
     """

@@ -18,7 +18,7 @@ from minidiff.errors import unknown_name
 from minidiff.samplers.ancestral import Step
 from minidiff.samplers.dpm_solver import check, chosen, linear_part, phis, points, weighted
 
-VARIANTS = {"bh1": lambda H: H, "bh2": math.expm1}  # B(h) of eq. 12
+VARIANTS = {"bh1": lambda H: H, "bh2": math.expm1}  # B(H)
 
 
 def unipc_weights(H, r, variant):
@@ -40,7 +40,8 @@ def unipc_weights(H, r, variant):
 def unipc(denoise, schedule, x_T, times, noise=None, *, order=2, variant="bh2", data=True):
     """UniPC-p, order 1 to 3: predictor and corrector, one evaluation a step (algorithms 1 and 2).
 
-    The first steps and the last have lower orders; the last has no corrector, and if it leads to t = 0 it returns x0.
+    With its corrector order p converges like p + 1. The first steps and the last have lower orders; the last has no
+    corrector, and if it leads to t = 0 it returns x0.
     variant: "bh1", B = H, or "bh2", B = e^H - 1 (better with guidance). data: predict x0, else eps.
     Step.x0 is the prediction at the start of the step.
     """
