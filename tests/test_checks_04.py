@@ -1,0 +1,90 @@
+"""The exercises of notebook 04: solutions pass, stubs fail, typical wrong answers are named."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from minidiff.course.checks import notebook_04 as checks
+from minidiff.course.exercises import prove
+
+SOLUTIONS = Path(__file__).parents[1] / "notebooks" / "solutions" / "04_scores_sdes_and_odes.py"
+
+
+@pytest.fixture(scope="module")
+def solved():
+    """The names that the solution file defines."""
+    space = {"torch": torch}
+    exec(SOLUTIONS.read_text(encoding="utf-8"), space)
+    return space
+
+
+def stub(*args):
+    ...
+
+
+def test_score_from_v(solved):
+    prove(checks.check_score_from_v, solved["score_from_v"], stub, {
+        "this is eps": lambda v, x, a, s: s * x + a * v,
+        "with a minus": lambda v, x, a, s: (s * x + a * v) / s,
+        "divide by sigma": lambda v, x, a, s: -(s * x + a * v),
+        "taken for eps": lambda v, x, a, s: -v / s,
+        "swapped": lambda v, x, a, s: -(a * x + s * v) / s,
+    })  # fmt: skip
+
+
+def test_family_step(solved):
+    def wrong(pull=lambda lam: (1 + lam**2) / 2, noise=lambda lam, g2, h: lam * (g2 * h) ** 0.5, drag=1.0, sign=-1.0):
+        def family_step(x, score, t, h, z, schedule, lam):
+            f, g2 = schedule.sde(t)
+            return x + sign * (drag * f * x - pull(lam) * g2 * score) * h + noise(lam, g2, h) * z
+        return family_step
+
+    prove(checks.check_family_step, solved["family_step"], stub, {
+        "sign of time": wrong(sign=1.0),
+        "root of time": wrong(noise=lambda lam, g2, h: lam * g2**0.5 * h),
+        "missing f x": wrong(drag=0.0),
+        "that of the SDE": wrong(pull=lambda lam: 1.0),
+        "that of the ODE": wrong(pull=lambda lam: 0.5),
+        "not (1 + lambda) / 2": wrong(pull=lambda lam: (1 + lam) / 2),
+        "factor 1/2": wrong(pull=lambda lam: 1 + lam**2),
+        "needs its root": wrong(noise=lambda lam, g2, h: lam * g2 * h**0.5),
+        "left lambda out": wrong(noise=lambda lam, g2, h: (g2 * h) ** 0.5),
+        "not lambda^2 / 2": wrong(pull=lambda lam: lam**2 / 2),
+    })  # fmt: skip
+
+
+def test_divergence(solved):
+    def wrong(first=True, second=True, reduce=lambda parts: parts.sum(2).mean(0)):
+        def divergence(velocity, x, probes):
+            x = x.detach().requires_grad_()
+            u = velocity(x)
+            rows = [torch.autograd.grad((u * z if first else u).sum(), x, retain_graph=True)[0] for z in probes]
+            return reduce(torch.stack([row * z if second else row for row, z in zip(rows, probes)]))
+        return divergence
+
+    prove(checks.check_divergence, solved["divergence"], stub, {
+        "the probes are summed": wrong(reduce=lambda parts: parts.sum((0, 2))),
+        "second z is missing": wrong(second=False),
+        "first z is missing": wrong(first=False),
+        "no z at all": wrong(first=False, second=False),
+        "summed over the batch": wrong(reduce=lambda parts: parts.sum(2).mean(0).sum()),
+        "mean over the probes": wrong(reduce=lambda parts: parts.sum(2)),
+    })  # fmt: skip
+
+
+def test_corrector(solved):
+    def wrong(eta=lambda z, s, r: 2 * (r * z.mean() / s.mean()) ** 2, kick=lambda eta: (2 * eta) ** 0.5, sign=1.0):
+        def corrector(x, score, z, r=0.16):
+            step = eta(z.norm(dim=1, keepdim=True), score.norm(dim=1, keepdim=True), r)
+            return x + sign * step * score + kick(step) * z
+        return corrector
+
+    prove(checks.check_corrector, solved["corrector"], stub, {
+        "its own step": wrong(eta=lambda z, s, r: 2 * (r * z / s) ** 2),
+        "the square is missing": wrong(eta=lambda z, s, r: 2 * r * z.mean() / s.mean()),
+        "factor 2 is missing": wrong(eta=lambda z, s, r: (r * z.mean() / s.mean()) ** 2),
+        "2 under the root": wrong(kick=lambda eta: eta**0.5),
+        "PLUS": wrong(sign=-1.0),
+        "not score over noise": wrong(eta=lambda z, s, r: 2 * (r * s.mean() / z.mean()) ** 2),
+    })  # fmt: skip
