@@ -28,7 +28,7 @@ from minidiff.training import read_averaged, train
 # What the two tiers share. cpu: 16 pixels, 1.2 M weights. gpu: 32 pixels, 2.3 M weights (at most 5 MB in 16 bits).
 CPU = dict(batch_size=64, lr=1e-3, warmup=200, final_lr=2e-5, ema=0.9995, p_uncond=0.1)
 GPU = dict(batch_size=256, lr=1e-3, warmup=500, final_lr=2e-5, ema=0.9998, p_uncond=0.1, amp="bf16", compile=True)
-# For judges of noisy pictures: 3450 pictures are few, and weight decay and dropout keep them from being learnt by heart.
+# For judges of noisy pictures. 3450 are few: weight decay, dropout and shifts keep them from being learnt by heart.
 JUDGE = dict(lr=1e-3, warmup=200, final_lr=1e-5, ema=0.999, weight_decay=0.1)
 NET_32 = dict(name="ddpm_tiny", image_size=32, ch=32, ch_mult=(1, 2, 2, 2), num_res_blocks=2)
 EMOJI_LICENCE = "Apache-2.0 (Noto), CC-BY-4.0 (Twemoji)"
