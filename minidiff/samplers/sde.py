@@ -97,6 +97,8 @@ def predictor_corrector(
     check_whole("corrections", corrections, 0)
     if predictor not in PREDICTORS:
         raise unknown_name("predictor", predictor, PREDICTORS)
+    if not snr >= 0:
+        raise ValueError(f"snr must be at least 0, got {snr}; 0.16 suits small pictures")
     if norms not in NORMS:
         raise unknown_name("norms", norms, NORMS)
     options = {"euler_maruyama": {"dt": dt}, "ddpm": {"variance": variance}}.get(predictor, {})
