@@ -111,7 +111,7 @@ def test_there_and_back_on_ascending_times():
 # --- diffusers, live -------------------------------------------------------------------------------------------------
 
 
-def live(name, steps, solver, *, data=None, in_sigma=False, scheduler_options=None, noisy=False, **options):
+def live(name, steps, solver, *, in_sigma=False, scheduler_options=None, noisy=False, **options):
     """The largest difference of the results of a diffusers scheduler and a solver on the toy, in float32."""
     diffusers = pytest.importorskip("diffusers")
     scheduler = getattr(diffusers, name)(num_train_timesteps=1000, **(scheduler_options or {}))
@@ -122,10 +122,9 @@ def live(name, steps, solver, *, data=None, in_sigma=False, scheduler_options=No
 
     source = torch.Generator().manual_seed(1)
     x, x_in_sigma = x_T, x_T * float(scheduler.init_noise_sigma)
-    y = x_in_sigma
+    y, keywords = x_in_sigma, {"generator": source} if noisy else {}
     for t in scheduler.timesteps:
         seen = scheduler.scale_model_input(y, t)
-        keywords = {"generator": source} if noisy else {}
         y = scheduler.step(exact(seen, (float(t) + 1) / 1000).eps, t, y, **keywords).prev_sample
 
     again = torch.Generator().manual_seed(1)
