@@ -1,4 +1,4 @@
-"""Guidance: classifier-free, by a weaker model and by thresholds: what it does to known outputs, and what is refused."""
+"""Guidance: classifier-free, by a weaker model, and thresholds: what it does to known outputs, what is refused."""
 
 import math
 
