@@ -19,8 +19,6 @@ class NoiseAware(nn.Module):
     diffusion.TIMES; shape: (C, H, W) of one image; value_range: of the images.
     """
 
-    latents = None
-
     def __init__(self, network, schedule, *, time="index", shape, value_range=(-1.0, 1.0)):
         super().__init__()
         if time not in TIMES:
@@ -107,7 +105,7 @@ class TextScorer(NoiseAware):
     """How well texts fit x_t, in the manner of CLIP: the inner product of the network's two unit vectors.
 
     tokenizer: a WordTokenizer with as many numbers as the network has words; the rest as in NoiseAware. Wherever
-    `texts` are taken they are a list of strings, or their tokens (N, L).
+    `texts` are taken they are a list of strings, or their tokens (N, L): `.tokens(texts)` makes them once for many calls.
     """
 
     kind = "scorer"
