@@ -16,6 +16,11 @@ CHUNK = 2**24  # entries of the matrix of distances that FiniteData holds at a t
 ALPHA_MIN = 1e-6  # below it, what FiniteData sees of the data is less than float32 resolves
 
 
+def fit(value, like):
+    """A float as it is; a tensor (B,) in the type of `like` (B, ...) and in a shape that broadcasts against it."""
+    return match(value, like).to(like) if isinstance(value, torch.Tensor) else value
+
+
 def ideal_denoiser(oracle, schedule):
     """The bound denoiser (x_t, t, y=None) -> Prediction of an oracle: what samplers and guidance take."""
 
@@ -79,7 +84,7 @@ class Mixture:
         """
         alpha, sigma = schedule(t)
         x0 = self.posterior_mean(x_t, alpha, sigma, y)
-        return Prediction("x0", x_t, x0, match(alpha, x_t), match(sigma, x_t))
+        return Prediction("x0", x_t, x0, fit(alpha, x_t), fit(sigma, x_t))
 
     def score(self, x_t, t, schedule, y=None):
         """The gradient of log p_t(x_t), -sum_k p(k | x_t) (alpha^2 C_k + sigma^2)^-1 (x_t - alpha mu_k), like x_t."""
@@ -130,7 +135,7 @@ class Mixture:
         """log w_k N(x; ...) (B, K), x - alpha mu_k and its variances (B, K, D) in each component's own axes, alpha."""
         means, variances, basis, log_weights = self._on(x)
         gap = x.flatten(1)[:, None]
-        alpha, sigma = match(alpha, gap), match(sigma, gap)
+        alpha, sigma = fit(alpha, gap), fit(sigma, gap)
         gap = gap - alpha * means
         gap = gap if basis is None else torch.einsum("bkd,kde->bke", gap, basis)
         variance = alpha**2 * variances + sigma**2  # (K, D), (K, 1) if all axes share it; or (B, K, ...)
@@ -178,7 +183,7 @@ class FiniteData:
     """The data are N pictures, each as likely as any other: what a network that learns its training set by heart knows.
 
     images (N, *shape); labels (N,), optional, as for `Mixture`. Distances are formed from differences, so that they
-    are right at the least noise, and for as many of the B pictures at a time as memory allows.
+    are right at the least noise, for so many of the B pictures at a time that the distances have CHUNK entries.
     """
 
     def __init__(self, images, labels=None):
@@ -200,12 +205,12 @@ class FiniteData:
         alpha, sigma = schedule(t)
         images = self._on(x_t)[0]
         x0 = [logs.softmax(1) @ images for logs in self._logs(x_t, alpha, sigma, y)]
-        return Prediction("x0", x_t, torch.cat(x0).view(x_t.shape), match(alpha, x_t), match(sigma, x_t))
+        return Prediction("x0", x_t, torch.cat(x0).view(x_t.shape), fit(alpha, x_t), fit(sigma, x_t))
 
     def score(self, x_t, t, schedule, y=None):
         """(alpha E[x0 | x_t] - x_t) / sigma^2, like x_t (Karras et al. 2022, eq. 3). ValueError at t = 0."""
         self._check_noise(t)
-        alpha, sigma = (match(value, x_t) for value in schedule(t))
+        alpha, sigma = (fit(value, x_t) for value in schedule(t))
         return (alpha * self.denoise(x_t, t, schedule, y).x0 - x_t) / sigma**2
 
     def log_density(self, x_t, t, schedule, y=None):
@@ -213,7 +218,7 @@ class FiniteData:
         self._check_noise(t)
         alpha, sigma = schedule(t)
         sums = [logs.logsumexp(1) for logs in self._logs(x_t, alpha, sigma, y, from_nearest=False)]
-        log_sigma = sigma.log() if isinstance(sigma, torch.Tensor) else math.log(sigma)
+        log_sigma = sigma.log().to(x_t) if isinstance(sigma, torch.Tensor) else math.log(sigma)
         return torch.cat(sums) - x_t[0].numel() * (log_sigma + math.log(2 * math.pi) / 2)
 
     def sample(self, num, generator=None, y=None):
@@ -237,10 +242,10 @@ class FiniteData:
         """Parts (b, N) of log (1 / N) - (|x - alpha y_i|^2, less that of the nearest) / (2 sigma^2)."""
         images, log_weights = self._on(x)
         x = x.flatten(1)
-        alpha, sigma = match(alpha, x), match(sigma, x)
+        alpha, sigma = fit(alpha, x), fit(sigma, x)
         if isinstance(alpha, torch.Tensor):  # |x - alpha y| = alpha |x / alpha - y|; where alpha is 0, y is no matter
-            alpha, least = alpha.clamp(min=ALPHA_MIN), torch.finfo(x.dtype).tiny
-            variance = (sigma / alpha).square().clamp(min=least)
+            alpha = alpha.clamp(min=ALPHA_MIN)
+            variance = (sigma / alpha).square().clamp(min=torch.finfo(x.dtype).tiny)
         else:
             alpha = max(alpha, ALPHA_MIN)
             variance = max((sigma / alpha) ** 2, torch.finfo(x.dtype).tiny)
@@ -249,7 +254,8 @@ class FiniteData:
         for first in range(0, len(x), rows):
             part = slice(first, first + rows)
             distance = torch.cdist(scaled[part], images, compute_mode="donot_use_mm_for_euclid_dist").square()
-            known = prior[part] > -math.inf
-            nearest = distance.masked_fill(~known, math.inf).amin(1, keepdim=True).detach() if from_nearest else 0.0
+            if from_nearest:  # of those that count; others may be nearer, and must not become -inf + inf
+                nearest = distance.masked_fill(prior[part] == -math.inf, math.inf).amin(1, keepdim=True)
+                distance = (distance - nearest.detach()).clamp(min=0)
             over = variance[part] if isinstance(variance, torch.Tensor) else variance
-            yield prior[part] - (distance - nearest) / (2 * over)
+            yield prior[part] - distance / (2 * over)

@@ -56,6 +56,17 @@ def test_score_is_the_gradient_and_x0_is_tweedies(kind, name):
             assert prediction.x0.shape == x.shape and torch.equal(oracle.denoiser(schedule)(x, t, y).x0, prediction.x0)
 
 
+@pytest.mark.parametrize("kind", ORACLES)
+def test_type_and_device_are_those_of_the_points(kind):
+    oracle, labels = ORACLES[kind], torch.tensor([0, 0, 0])
+    for dtype, device in ((torch.float32, "cpu"), (torch.float64, "cpu"), (torch.float32, "meta")):
+        for t in (0.5, torch.full((3,), 0.5, dtype=torch.float64, device=device)):
+            x = torch.ones(3, *oracle.shape, dtype=dtype, device=device)
+            prediction = oracle.denoise(x, t, ALL["cosine_exact"], labels.to(device))
+            answers = [prediction.x0, prediction.eps, *(f(x, t, ALL["vp"]) for f in (oracle.score, oracle.log_density))]
+            assert all((answer.dtype, answer.device.type) == (dtype, device) for answer in answers)
+
+
 @pytest.mark.parametrize("kind", ["variance", "diagonal", "matrix", "isotropic", "matrices"])
 def test_data_themselves_at_time_zero(kind):
     oracle, x = ORACLES[kind], numbers(3, *ORACLES[kind].shape)
@@ -98,6 +109,9 @@ def test_points_at_the_least_noise_and_in_parts(monkeypatch):
     for t in (0.0, 1e-12, 1e-4):
         nearest = oracle.denoise(oracle.images + 1e-4 * t, t, flow).x0
         torch.testing.assert_close(nearest, oracle.images, rtol=0, atol=1e-4)
+    classes = FiniteData(oracle.images, labels=[0] * 8 + [1])
+    other = classes.denoise(oracle.images, 0.0, flow, torch.ones(9, dtype=torch.int64)).x0  # nearer ones do not count
+    torch.testing.assert_close(other, oracle.images[8:].expand(9, 2))
     assert oracle.denoise(x, torch.full((5,), 1.0), flow).x0.isfinite().all()  # alpha is 0
     whole = oracle.denoise(x, 0.5, flow).x0, oracle.log_density(x, 0.5, flow)
     monkeypatch.setattr("minidiff.oracles.CHUNK", 20)  # two rows at a time
