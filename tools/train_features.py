@@ -15,17 +15,17 @@ import torch.nn.functional as F
 from minidiff.checkpoints import WEIGHTS
 from minidiff.datasets import load_dataset
 from minidiff.files import data_folder
-from minidiff.metrics.features import FEATURES, FeatureNetwork, load_features, save_features
+from minidiff.metrics.features import FEATURES, FeatureNetwork, save_features
 
 RECIPES = {
     "digits": dict(sizes=(8, 16, 32), epochs=40, flip=False, licence="CC-BY-4.0 (UCI)"),
     "emoji": dict(sizes=(16,), epochs=40, flip=True, licence="Apache-2.0 (Noto), CC-BY-4.0 (Twemoji)"),
 }
-BATCH, LR, DECAY, SMOOTHING, NOISE, SHIFT = 64, 2e-3, 0.05, 0.1, 0.1, 1
+BATCH, LR, DECAY, SMOOTHING, NOISE, SHIFT = 64, 2e-3, 0.05, 0.1, 0.05, 1
 
 
 def main():
-    """Train one of RECIPES, write it, read it again and say how good it is."""
+    """Train one of RECIPES, write it, and say how good it is."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("name", choices=RECIPES)
     parser.add_argument("--epochs", type=int)
@@ -41,6 +41,7 @@ def main():
     print(f"{name}: {sum(weight.numel() for weight in network.parameters()):,} weights, {len(data)} pictures")
     started = time.time()
     train(network, data.images(), data.labels, epochs, recipe["flip"])
+    network.half().float()  # as the file keeps it
     right = {split: accuracy(network, load_dataset(name, size=16, split=split)) for split in ("train", "test")}
     card = {
         "dataset": {"name": name, "size": 16, "split": "train"}, "licence": recipe["licence"],
@@ -53,8 +54,6 @@ def main():
     weights = (folder / WEIGHTS).read_bytes()
     print(f"wrote {folder}. For data/README.md:\n| `{FEATURES[name]}` | `{card['command']}` | {card['seconds']} |"
           f" {right['train']} | {right['test']} | {len(weights)} | `{hashlib.sha256(weights).hexdigest()}` |")
-    if not arguments.out:
-        print("held out, read again:", accuracy(load_features(name), load_dataset(name, size=16, split="test")))
 
 
 def train(network, pictures, labels, epochs, flip):

@@ -88,8 +88,8 @@ def kernel_distance(real, fake, features, *, subsets=50, subset_size=None, seed=
         return of[torch.randperm(len(of), generator=generator)[:subset_size]]
 
     values = torch.tensor([kernel(subset(a), subset(b)) for _ in range(subsets)], dtype=torch.float64)
-    about = {"features": label, "dim": a.shape[1], "counts": (len(a), len(b)), "spread": values.std(correction=0).item()}
-    return Distance(values.mean().item(), name="Kernel distance", **about)
+    value, spread, counts = values.mean().item(), values.std(correction=0).item(), (len(a), len(b))
+    return Distance(value, name="Kernel distance", features=label, dim=a.shape[1], counts=counts, spread=spread)
 
 
 def frechet(a, b):
