@@ -105,7 +105,8 @@ class TextScorer(NoiseAware):
     """How well texts fit x_t, in the manner of CLIP: the inner product of the network's two unit vectors.
 
     tokenizer: a WordTokenizer with as many numbers as the network has words; the rest as in NoiseAware. Wherever
-    `texts` are taken they are a list of strings, or their tokens (N, L): `.tokens(texts)` makes them once for many calls.
+    `texts` are taken they are a list of strings, or their tokens (N, L), which `.tokens(texts)` makes once for many
+    calls.
     """
 
     kind = "scorer"
