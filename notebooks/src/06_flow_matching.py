@@ -1,0 +1,743 @@
+# %% [markdown]
+# # 06 Flow matching
+#
+# After this notebook you can train a model on straight paths, say exactly when that is diffusion under another name, and bring it down to one step.
+#
+# Run time: about two minutes on a CPU with two idle cores, half of it training; a GPU is not needed and not used. Nothing is downloaded.
+#
+# You will
+#
+# - derive flow matching from one straight line, and check the loss and the sampler against closed forms,
+# - see why regression on lines that cross gives paths that do not,
+# - run a diffusion model along straight paths without training it, and find out what really differs,
+# - measure what straight paths, logit-normal times and a time shift buy,
+# - straighten a model by reflow until one step is enough, and see what that cannot mend.
+
+# %%
+import minidiff
+from minidiff.course import budget, exercises, plots, setup, widgets
+run = setup()
+
+# %% [markdown]
+# ## Why not a straight line?
+#
+# The way from data to noise has been full of decisions so far: a table of $\beta$, square roots, a schedule for every paper. Suppose you knew nothing of all that. You have a data point $x_0$ and a noise point $\varepsilon$, and want to get from one to the other. The simplest path is a straight line at constant speed:
+#
+# $$x_t = (1 - t)\,x_0 + t\,\varepsilon, \qquad \frac{dx_t}{dt} = \varepsilon - x_0 .$$
+#
+# In the language of [notebook 01](01_destroying_images_properly.ipynb) this is a schedule like any other, with $\alpha = 1 - t$ and $\sigma = t$. As always here, $t = 0$ is data and $t = 1$ is noise.
+#
+# Take eight small Gaussians on a circle for data. Everything about them is known in closed form, so every claim below can be judged. On the left are 150 lines. On the right are those of 20,000 that at $t = 0.6$ pass within 0.1 of one spot.
+
+# %%
+import math
+
+import torch
+import torch.nn.functional as F
+
+raw = minidiff.load_dataset("eight_gaussians", num=20_000)
+points = 2 * raw.images()  # (20000, 2), spread so that each coordinate has variance 1
+centres, WIDTH = 2 * raw.mixture.means, 0.12  # eight Gaussians of standard deviation 0.12 on a circle of radius 1.4
+
+torch.manual_seed(0)
+eps, spot = torch.randn_like(points), torch.tensor([0.5, 0.4])
+x_t = 0.4 * points + 0.6 * eps
+near = (x_t - spot).norm(dim=1) < 0.1
+average = (eps - points)[near].mean(0)
+print(f"{near.sum()} lines pass there, their average velocity is ({average[0]:.2f}, {average[1]:.2f})")
+
+# %% [markdown]
+# The picture needs a small function for lines in the plane, which will be used again.
+
+# %%
+@plots.quiet
+def draw_lines(panels, arrow=None):
+    """panels: {title: clouds (T, N, 2), the first at the noise}; arrow: (from, to) in the last panel."""
+    import matplotlib.pyplot as plt
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.1 * len(panels), 3.4), squeeze=False)
+    for ax, (title, path) in zip(axes[0], panels.items()):
+        path = torch.stack(list(path)).float().numpy()
+        ax.plot(path[..., 0], path[..., 1], color=plots.COLORS[7], linewidth=0.6, alpha=0.5)
+        ax.plot(*path[0].T, ".", color=plots.COLORS[0], markersize=3, label="noise, t = 1")
+        ax.plot(*path[-1].T, ".", color=plots.COLORS[1], markersize=3, label="data, t = 0")
+        ax.set(xlim=(-2.9, 2.9), ylim=(-2.9, 2.9), aspect="equal", title=title)
+        ax.grid(visible=False)
+    if arrow is not None:
+        ax.annotate("", arrow[1], arrow[0], arrowprops={"arrowstyle": "-|>", "linewidth": 2.5, "color": "black"})
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2, markerscale=3)
+    return figure
+
+
+through = torch.stack([eps[near], points[near]])[:, :60]
+random_lines = torch.stack([eps[:150], points[:150]])
+draw_lines({"150 lines": random_lines, "through one spot": through}, (spot.tolist(), (spot - average).tolist()))
+
+# %% [markdown]
+# Here is the trouble. Through one spot run lines towards many different Gaussians. A sampler that stands there has forgotten where it came from, and a function $v(x, t)$ can give it one direction only. Which one?
+#
+# The arrow is the average of all directions, drawn towards the data. It points at no Gaussian in particular. Yet it is the right answer.
+#
+# ## The average is enough
+#
+# Call the average velocity of all lines that pass through $x$ at time $t$
+#
+# $$v(x, t) = \mathbb E[\varepsilon - x_0 \mid x_t = x].$$
+#
+# Let $f$ be any smooth function, and watch its mean over the cloud of all lines as time goes by. The chain rule, and then averaging in two stages, first over all lines with the same $x_t$, give
+#
+# $$\frac{d}{dt}\,\mathbb E[f(x_t)] = \mathbb E\big[\nabla f(x_t)\cdot(\varepsilon - x_0)\big] = \mathbb E\big[\nabla f(x_t)\cdot v(x_t, t)\big].$$
+#
+# Now forget the lines, and let each point move by $dx/dt = v(x, t)$. The mean of $f$ changes at the same rate. This holds for all $f$, so the two clouds have the same distribution at every time. Each point takes another way than its line, and the crowd as a whole looks the same.
+#
+# This is not new to you either. Since $\nabla \log p = -\mathbb E[\varepsilon \mid x_t]/\sigma$, it is the probability-flow ODE of [notebook 04](04_scores_sdes_and_odes.ipynb) for $\alpha = 1 - t$, $\sigma = t$.
+#
+# For the eight Gaussians $v$ can be written down. Given that $x$ came from component $k$ with centre $c_k$ and width $s$, everything is Gaussian, and $\mathbb E[x_0] = c_k + \frac{\alpha s^2}{\alpha^2 s^2 + \sigma^2}(x - \alpha c_k)$, $\mathbb E[\varepsilon] = \frac{\sigma}{\alpha^2 s^2 + \sigma^2}(x - \alpha c_k)$. Bayes' rule gives each component its weight.
+
+# %%
+def exact_velocity(x, t):
+    """E[eps - x0 | x_t = x] for the eight Gaussians: x (N, 2), t a float -> (N, 2)."""
+    alpha, sigma = 1 - t, t
+    variance = (alpha * WIDTH) ** 2 + sigma**2
+    away = x[:, None] - alpha * centres.to(x)  # (N, 8, 2)
+    weight = torch.softmax(-away.square().sum(-1) / (2 * variance), dim=1)  # all eight are equally likely
+    each = away * (sigma - alpha * WIDTH**2) / variance - centres.to(x)
+    return (weight[..., None] * each).sum(1)
+
+
+flow = minidiff.schedules.flow()
+oracle = minidiff.oracles.Mixture(torch.ones(8), centres, WIDTH)
+exact = oracle.denoiser(flow)  # a bound denoiser, as samplers take it
+for t in (0.05, 0.5, 1.0):
+    assert torch.allclose(exact_velocity(eps, t), exact(eps, t).flow, atol=1e-4)
+drift, diffusion_squared = flow.sde(0.5)
+probability_flow = drift * eps - diffusion_squared / 2 * oracle.score(eps, 0.5, flow)
+assert torch.allclose(exact_velocity(eps, 0.5), probability_flow, atol=1e-4)
+print("at the spot: exact", exact_velocity(spot[None], 0.6)[0].tolist(), " averaged", average.tolist())
+
+# %% [markdown]
+# The formula agrees with the package's oracle, with the probability-flow ODE, and with the average that you took over lines. Next come the paths. Start at the noise, and follow $v$ backwards in time from $t = 1$ to $0$. Euler's method takes the velocity where it stands and goes straight on for a while; Heun's averages it with the velocity at the far end.
+
+# %%
+@torch.no_grad()
+def integrate(velocity, x, steps, heun=False):
+    """Follow dx/dt = velocity(x, t) from t = 1 to 0; returns the steps + 1 clouds on the way."""
+    times, path = torch.linspace(1, 0, steps + 1).tolist(), [x]
+    for t, s in zip(times, times[1:]):
+        v = velocity(x, t)
+        if heun and s > 0:
+            v = (v + velocity(x + (s - t) * v, s)) / 2
+        x = x + (s - t) * v  # s < t: this walks against the velocity, from noise to data
+        path.append(x)
+    return path
+
+
+for heun, theirs in ((False, minidiff.samplers.euler), (True, minidiff.samplers.heun)):
+    *_, last = theirs(exact, flow, eps[:100], torch.linspace(1, 0, 9).tolist())
+    assert torch.allclose(integrate(exact_velocity, eps[:100], 8, heun)[-1], last.x, atol=1e-4)
+paths = integrate(exact_velocity, eps[:2000], 80)
+draw_lines({"the lines": random_lines, "the paths of the average": torch.stack(paths)[:, :150]})
+
+# %% [markdown]
+# Both panels start at the same noise. Lines cross. Paths of an ODE cannot, because through each point at each time goes one velocity. Where lines would cross, the paths swerve apart, and each noise point ends near the Gaussian that lies closest to its own direction. The cloud is the same all the way, as promised:
+
+# %%
+def energy_distance(a, b):
+    """1000 x the energy distance of two clouds with saturating distances, as in notebook 03; 0 for equal laws."""
+    def mean(u, v):
+        return (1 - torch.exp(-torch.cdist(u, v) / 0.2)).mean()
+    return 1000 * (2 * mean(a, b) - mean(a, a) - mean(b, b)).item()
+
+
+fresh = 2 * minidiff.load_dataset("eight_gaussians", num=2000, split="test").images()
+floor = energy_distance(points[-2000:], fresh)
+panels = {}
+for k in (0, 40, 60, 80):
+    t = 1 - k / 80
+    lines_now = (1 - t) * points[:2000] + t * torch.randn(2000, 2)
+    panels[f"lines, t = {t:g}"], panels[f"ODE, t = {t:g}"] = lines_now[:800], paths[k][:800]
+    print(f"t = {t:4.2f}: energy distance of the clouds {energy_distance(lines_now, paths[k]):.2f}")
+print(f"two clouds of real data: {floor:.2f}")
+plots.density_2d(dict(list(panels.items())[2:6]), extent=2.6)
+
+# %% [markdown]
+# ## Five lines of training
+#
+# For data without a formula, a network must learn $v$. You know from [notebook 02](02_from_likelihood_to_a_squared_error.ipynb) which function minimises a mean squared error: the conditional mean of the target. So let the target be the velocity $\varepsilon - x_0$ of one random line. The network cannot guess it, and must not. Its best answer is the average, and the average is what you want:
+#
+# $$L = \mathbb E\,\big\| v_\theta(x_t, t) - (\varepsilon - x_0) \big\|^2 .$$
+#
+# This is **conditional flow matching** (Lipman et al. 2023; Liu et al. 2023; Albergo and Vanden-Eijnden 2023). In the package it is prediction `"flow"` on the schedule `flow()`.
+
+# %%
+def flow_loss(network, x0, eps, t):
+    x_t = (1 - t)[:, None] * x0 + t[:, None] * eps
+    return (network(x_t, 999 * t) - (eps - x0)).square().mean()
+
+
+def new_model():
+    torch.manual_seed(0)
+    return minidiff.Diffusion(minidiff.create_model("mlp_2d"), flow, "flow", shape=(2,), value_range=(-9, 9))
+
+
+model, t = new_model(), torch.rand(len(points))
+mine = flow_loss(model.network, points, eps, t)
+assert torch.allclose(mine, model.loss(points, t=t, eps=eps).mean())
+print(f"loss of an untrained network: {mine:.3f}")
+
+# %% [markdown]
+# The loop is that of notebook 03. Only where pairs and times come from is left open, because you will want to change both.
+
+# %%
+def fit(draw, steps, times=torch.rand, batch=256):
+    """A model trained on pairs (x0, eps) = draw(batch) at times(batch); returns its averaged weights."""
+    model = new_model()
+    ema = minidiff.training.EMA(model, 0.999)
+    optimizer = torch.optim.Adam(model.network.parameters(), lr=2e-3, fused=True)
+    slower = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for step in range(steps):
+        x0, eps = draw(batch)
+        loss = model.loss(x0, eps=eps, t=times(batch)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        slower.step()
+        ema.update(step)
+    return ema.model.eval()
+
+
+def random_pairs(n):
+    return points[torch.randint(len(points), (n,))], torch.randn(n, 2)
+
+
+steps = budget("each of six networks", smoke=20, cpu=6000, gpu=6000, seconds_per_step=0.0017)
+trained = fit(random_pairs, steps)
+
+# %% [markdown]
+# Is it any good? The loss itself cannot say. Even a perfect network pays for the randomness of the lines, $\operatorname{Var}(\varepsilon - x_0 \mid x_t)$. But you know the perfect network. So measure both losses, and how far the velocity is from the exact one.
+
+# %%
+levels = torch.linspace(0.02, 0.98, 25)
+
+
+@torch.no_grad()
+def by_time(model, num=4000):
+    """Loss of the model, loss of the exact velocity, and squared error between the two: three rows (25,)."""
+    rows = []
+    for t in levels.tolist():
+        torch.manual_seed(1)
+        x0, eps = random_pairs(num)
+        x = (1 - t) * x0 + t * eps
+        guess, perfect, target = model.denoise(x, t).flow, exact_velocity(x, t), eps - x0
+        rows.append([(a - b).square().mean() for a, b in ((guess, target), (perfect, target), (guess, perfect))])
+    return torch.tensor(rows).T
+
+
+loss, lowest, excess = by_time(trained)
+print(f"mean loss {loss.mean():.4f}, of the exact velocity {lowest.mean():.4f}, error of the velocity {excess.mean():.4f}")
+curves = {"loss of the network": loss, "loss of the exact velocity": lowest, "error of the network's velocity": excess}
+plots.lines({name: (levels, value) for name, value in curves.items()}, x="t", y="mean squared", log="y")
+
+# %% [markdown]
+# The two losses lie on each other. Nearly all of the loss is unavoidable, and what can be learned is a small part of it. So do not judge a flow by its loss.
+#
+# Now sample, with fewer and fewer steps.
+
+# %%
+def clouds_of(velocity, counts, num=2000):
+    torch.manual_seed(2)
+    noise = torch.randn(num, 2)
+    return {n: integrate(velocity, noise, n)[-1] for n in counts}
+
+
+def learned(model):
+    return lambda x, t: model.denoise(x, t).flow
+
+
+made = clouds_of(learned(trained), (64, 8, 4, 2, 1))
+for n, cloud in made.items():
+    print(f"{n:3} steps: energy distance to fresh data {energy_distance(cloud, fresh):7.2f}")
+plots.density_2d({f"{n} steps": cloud[:800] for n, cloud in made.items()}, extent=2.2)
+
+# %% [markdown]
+# So much for straight paths: one step gives a blot in the middle, where there is no data at all. It has to. At $t = 1$ nothing is known, so $\mathbb E[x_0 \mid x_1]$ is the mean of all data, the velocity is $\varepsilon$ minus that mean, and one Euler step lands on it. The *lines* are straight; the *paths* bend, since they have to decide on the way. Keep this picture in mind. It will be mended at the end.
+#
+# ## When is it diffusion?
+#
+# Is this a new kind of model? Take any diffusion model, with $x_t = \alpha x_0 + \sigma\varepsilon$. Divide by $\alpha + \sigma$:
+#
+# $$\frac{x_t}{\alpha + \sigma} = (1 - s)\,x_0 + s\,\varepsilon, \qquad s = \frac{\sigma}{\alpha + \sigma}.$$
+#
+# That is a point on the straight line, at time $s$. So every noisy point of a diffusion model is a flow's point, on another scale and at another time, and what is known about $x_0$ and $\varepsilon$ stays the same. A denoiser for one is a denoiser for the other. Five lines do the change:
+
+# %%
+def as_flow(denoise, schedule):
+    """Any bound denoiser, on any schedule, as a bound denoiser of the straight paths."""
+    def straight(x, s):
+        t = schedule.inverse(2 * math.log((1 - s) / s)) if s < 1 else 1.0  # log-SNR is 2 log(alpha / sigma)
+        alpha, sigma = schedule(t)
+        return minidiff.Prediction("flow", x, denoise((alpha + sigma) * x, t).flow, 1 - s, s)
+    return straight
+
+
+x = eps[:500].double()
+for name in ("linear", "cosine", "sub_vp", "edm"):
+    schedule = minidiff.make_schedule(name, **({"steps": None} if name in ("linear", "cosine") else {}))
+    straight = as_flow(oracle.denoiser(schedule), schedule)
+    gap = max((straight(x, s).flow - exact_velocity(x, s)).abs().max().item() for s in (0.05, 0.3, 0.6, 0.95))
+    print(f"{name:7} as a flow: largest difference to the exact velocity {gap:.0e}")
+    assert gap < 1e-6
+
+# %% [markdown]
+# What the network *says* is no difference either. Given $x_t$, $\alpha$ and $\sigma$, there are two unknowns and one equation, so each of the answers determines all others: $\hat x_0$, $\hat\varepsilon$, $v = \alpha\hat\varepsilon - \sigma\hat x_0$, the score $-\hat\varepsilon/\sigma$, and the velocity $\hat\varepsilon - \hat x_0$. `Prediction` does the arithmetic. Turn the exact answer into each language and back:
+
+# %%
+for name in ("flow", "linear"):
+    schedule = minidiff.schedules.flow() if name == "flow" else minidiff.schedules.linear(None)
+    for t in (0.1, 0.5, 0.9):
+        alpha, sigma = schedule(t)
+        truth = oracle.denoiser(schedule)(x, t)
+        answers = {"x0": truth.x0, "eps": truth.eps, "v": truth.v, "score": truth.score, "flow": truth.flow}
+        for kind, answer in answers.items():
+            assert torch.allclose(minidiff.Prediction(kind, x, answer, alpha, sigma).flow, truth.flow, atol=1e-6)
+print("from", ", ".join(answers), "to the velocity: all the same")
+
+# %% [markdown]
+# The samplers coincide as well. DDIM takes $\hat x_0$ and $\hat\varepsilon$ and mixes them anew at the next level. An Euler step on the straight path, $x + (s' - s)(\hat\varepsilon - \hat x_0) = (1 - s')\hat x_0 + s'\hat\varepsilon$, does just that. So **DDIM is Euler's method on straight paths**, at the times $s = \sigma/(\alpha + \sigma)$. To the last digit:
+
+# %%
+cosine = minidiff.schedules.cosine()  # the discrete one, which emoji-unet was trained on
+times = minidiff.spacing(cosine, 12)
+as_s = [sigma / (alpha + sigma) for alpha, sigma in map(cosine, times)]
+first = sum(cosine(1.0))  # alpha + sigma at the start
+*_, curved = minidiff.samplers.ddim(oracle.denoiser(cosine), cosine, first * x, times)
+*_, line = minidiff.samplers.euler(as_flow(oracle.denoiser(cosine), cosine), flow, x, as_s)
+gap = (curved.x - line.x).abs().max().item()
+print(f"DDIM on the cosine schedule and Euler on straight paths, 12 steps: {gap:.0e}")
+assert gap < 1e-8
+
+# %% [markdown]
+# So take a diffusion model that has never heard of flows, the shipped `emoji-unet` (trained to predict $v$ on the cosine schedule), and sample it along straight paths, in even steps of $s$. Nothing is trained. It is told what to draw with a little guidance, which is the subject of the next notebook.
+
+# %%
+unet = minidiff.load("emoji-unet").eval()
+kinds = torch.tensor([9, 7, 4, 3, 1, 6, 5, 8] if run.tier != "smoke" else [9, 7])
+told = minidiff.classifier_free(unet.denoise, kinds, 2.0, unet.network.null(kinds))
+noise = minidiff.seeded_noise([(6, k) for k in range(len(kinds))])(torch.empty(len(kinds), 3, 16, 16))
+
+
+def pictures(sampler, denoise, schedule, steps):
+    *_, last = sampler(denoise, schedule, noise, minidiff.spacing(schedule, steps))
+    return last.x
+
+
+counts = (100, 10) if run.tier != "smoke" else (4, 2)
+rows, straight = {}, as_flow(told, unet.schedule)
+for n in counts:
+    rows[f"DDIM, {n} steps"] = pictures(minidiff.samplers.ddim, told, unet.schedule, n)
+    rows[f"straight, {n} steps"] = pictures(minidiff.samplers.euler, straight, flow, n)
+reference = next(iter(rows.values()))
+for name, images in rows.items():
+    print(f"{name:22} root mean squared difference to the first row {(images - reference).square().mean() ** 0.5:.3f}")
+plots.filmstrip(torch.stack([images.clamp(-1, 1) for images in rows.values()], dim=1), rows=list(rows))
+
+# %% [markdown]
+# The same noise gives the same pictures. The two grids of times differ in where they spend their steps, and that is all.
+#
+# Then what is left of the difference? The network, its time input and its scale aside, only the *training*: how much each noise level counts. Write every loss as one of $\varepsilon$, per unit of log-SNR $\lambda$:
+#
+# $$L = \int w(\lambda)\; \mathbb E\,\|\varepsilon - \hat\varepsilon\|^2\, d\lambda, \qquad w(\lambda) = \underbrace{\Big|\frac{dt}{d\lambda}\Big|}_{\text{how often}} \times \underbrace{c^2}_{\text{how much}} .$$
+#
+# The first factor is how densely the training times fall there. The second is the size of the network's error for a given error of $\varepsilon$. For $v$ on a variance-preserving schedule and for the velocity of a flow it is $c = 1/\alpha$ (exchange $x_0$ for $\varepsilon$ and use $\alpha^2 + \sigma^2 = 1$, or $\alpha + \sigma = 1$), and for $\varepsilon$ it is 1.
+
+# %%
+t = torch.linspace(1e-4, 1 - 1e-4, 20_000, dtype=torch.float64)
+
+
+def weight_of(schedule, kind, density=1.0):
+    """log-SNR and w, which is 1 at log-SNR 0; density: of the training times t."""
+    log_snr, alpha = schedule.log_snr(t), schedule(t)[0]
+    w = density / torch.gradient(log_snr, spacing=(t,))[0].abs() * (1.0 if kind == "eps" else alpha**-2)
+    return log_snr, w / w[log_snr.abs().argmin()]
+
+
+cosine_t = minidiff.schedules.cosine(None)
+normal = torch.exp(-torch.logit(t).square() / 2) / (t * (1 - t))  # the logit-normal density, up to a constant
+curves = {
+    "flow, even times": weight_of(flow, "flow"),
+    "v, cosine": weight_of(cosine_t, "v"),
+    "eps, linear": weight_of(minidiff.schedules.linear(None), "eps"),
+    "flow, logit-normal times": weight_of(flow, "flow", normal),
+}
+middle = [(l, w * (l / 2).exp()) for l, w in list(curves.values())[:2]]
+differ = max((value[l.abs() < 6] - 1).abs().max().item() for l, value in middle)
+print(f"w(log-SNR) exp(log-SNR / 2), flow and v on cosine: within {differ:.0%} of 1 for log-SNR from -6 to 6")
+assert differ < 0.1
+figure = plots.lines(curves, x="log-SNR (data at the right)", y="weight of the error of eps", log="y")
+figure.axes[0].set(xlim=(-9, 9), ylim=(1e-4, 1e3))
+figure.axes[0].lines[0].set(linewidth=6, alpha=0.4)
+figure
+
+# %% [markdown]
+# Two of the curves are the same. Flow matching with even times has $w = e^{-\lambda/2}$ up to a constant, and so has $v$ on the cosine schedule (Kingma and Gao 2023; the offset 0.008 makes the tiny difference at the right). `emoji-unet` *was* trained by flow matching. Nobody called it that. The classic loss on the linear schedule cares more for low noise, and logit-normal times, of which more below, avoid both ends.
+#
+# ## What straight paths buy
+#
+# If the models are the same, does the path matter at all? It does for the solver. The same field can be followed in other variables, and Euler's error depends on how the path bends in those. Here is one coordinate of twelve paths in time, all from the same noise, for the linear schedule of DDPM and for the flow.
+
+# %%
+def velocity_on(schedule):
+    """dx/dt = alpha' x0 + sigma' eps of the probability-flow ODE, exact, for any schedule."""
+    denoise = oracle.denoiser(schedule)
+    def velocity(x, t):
+        (alpha, sigma), answer = schedule.rates(t), denoise(x, t)
+        return alpha * answer.x0 + sigma * answer.eps
+    return velocity
+
+
+routes = {"linear, variance-preserving": minidiff.schedules.linear(None), "cosine": cosine_t, "straight (flow)": flow}
+torch.manual_seed(3)
+fine, num = (800, 1000) if run.tier != "smoke" else (40, 100)
+start = torch.randn(num, 2, dtype=torch.float64)
+ways = {name: integrate(velocity_on(schedule), start, fine, heun=True) for name, schedule in routes.items()}
+ends = torch.stack([way[-1] for way in ways.values()])
+print(f"root mean squared distance between the ends of the three routes: {(ends - ends[2]).square().mean() ** 0.5:.0e}")
+
+# %% [markdown]
+# The ends agree: all three routes take each noise to the same data point. Between the ends they differ. To put a number on it, compare the velocity on the way with that of the straight line from start to end, and take the mean square. It is 0 for a straight path at constant speed (Liu et al. 2023).
+
+# %%
+def bend(path):
+    """Mean squared difference between the velocity along a path (T clouds) and its average over the path."""
+    path = torch.stack(list(path))
+    velocity = (path[:-1] - path[1:]) * (len(path) - 1)
+    return (velocity - velocity.mean(0)).square().sum(-1).mean().item()
+
+
+@plots.quiet
+def draw_ways(ways):
+    import matplotlib.pyplot as plt
+    figure, axes = plt.subplots(1, len(ways), figsize=(9.3, 2.9), sharey=True)
+    for ax, (name, way) in zip(axes, ways.items()):
+        ax.plot(torch.linspace(1, 0, len(way)), torch.stack(way)[:, :12, 0], color=plots.COLORS[0], linewidth=1)
+        ax.set(title=f"{name}: bend {bend(way):.2f}", xlabel="t")
+    axes[0].set_ylabel("first coordinate")
+    return figure
+
+
+draw_ways(ways)
+
+# %% [markdown]
+# On the linear schedule points hardly move for half the time, and then all at once. The flow's paths share the work out evenly. Now count: how far is the end of an Euler walk from the true end of its own noise?
+
+# %%
+counts = [2, 4, 8, 16, 32, 64, 128] if run.tier != "smoke" else [2, 4]
+errors = {}
+for name, schedule in routes.items():
+    walks = [integrate(velocity_on(schedule), start, n)[-1] for n in counts]
+    errors["Euler, " + name] = [(x - ends[2]).square().sum(1).mean().sqrt().item() for x in walks]
+halves = [integrate(exact_velocity, start, (n + 1) // 2, heun=True)[-1] for n in counts]  # 2 evaluations a step
+errors["Heun, straight (flow)"] = [(x - ends[2]).square().sum(1).mean().sqrt().item() for x in halves]
+for name, row in errors.items():
+    print(f"{name:34}", " ".join(f"{n:3}: {e:.3f} " for n, e in zip(counts, row)))
+plots.lines({name: (counts, row) for name, row in errors.items()}, x="evaluations of the denoiser",
+            y="error of the end point", log="xy")
+
+# %% [markdown]
+# The linear schedule needs twice as many evaluations as the flow for the same error. But the cosine schedule, which is older than flow matching, does as well, and with many steps even better. What straight paths buy is a good default: nothing to tune, and a simple solver is at home. It is no magic, and a second-order solver gains more than the change of path once there are thirty evaluations to spend. That matches what [notebook 05](05_samplers_are_integrators.ipynb) found.
+#
+# ## Which times to train on
+#
+# Even times are a choice as well. Stable Diffusion 3 draws them **logit-normal**: $t = 1/(1 + e^{-z})$ with $z \sim \mathcal N(0, 1)$, most often in the middle, where many answers are still possible (Esser et al. 2024). And it applies a **shift** by $k = 3$ for large pictures, $\sigma = k t/(1 + (k - 1)\,t)$, which moves all times towards noise.
+
+# %%
+def logit_normal(n):
+    return torch.sigmoid(torch.randn(n))
+
+
+def shifted(t, k):
+    return k * t / (1 + (k - 1) * t)
+
+
+u = torch.linspace(0.01, 0.99, 99)
+ours, theirs = (draw(100_000).quantile(u) for draw in (logit_normal, minidiff.losses.logit_normal_times))
+assert torch.allclose(ours, theirs, atol=0.01)
+assert torch.allclose(shifted(u, 3.0), minidiff.schedules.flow(shift=3.0)(u)[1])
+ways_to_draw = {"even": torch.rand, "logit-normal": logit_normal, "shift 3": lambda n: shifted(torch.rand(n), 3.0)}
+by_draw = {"even": trained} | {name: fit(random_pairs, steps, draw)
+                               for name, draw in list(ways_to_draw.items())[1:]}
+excesses = {name: by_time(model)[2] for name, model in by_draw.items()}
+
+# %% [markdown]
+# On the left is how often each noise level is seen. On the right is what became of it: the error of each network's velocity.
+
+# %%
+@plots.quiet
+def draw_times(ways_to_draw, excesses):
+    import matplotlib.pyplot as plt
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.1))
+    for name, draw in ways_to_draw.items():
+        left.hist(draw(100_000), bins=50, range=(0, 1), density=True, histtype="step", linewidth=1.8, label=name,
+                  color=plots.COLORS[len(left.patches)])
+        right.plot(levels, excesses[name], label=name)
+    left.set(xlabel=r"noise level $\sigma$", ylabel="density of training times")
+    right.set(xlabel=r"noise level $\sigma$", ylabel="error of the velocity", yscale="log")
+    right.legend()
+    return figure
+
+
+thirds = {name: [part.mean().item() for part in e.split([6, 13, 6])] for name, e in excesses.items()}
+for name, parts in thirds.items():
+    last = energy_distance(clouds_of(learned(by_draw[name]), [64])[64], fresh)
+    print(f"{name:13} error below 0.25, between, above 0.75: " + ", ".join(f"{p:.4f}" for p in parts)
+          + f"; samples {last:.2f}")
+draw_times(ways_to_draw, excesses)
+
+# %% [markdown]
+# You get what you train on. Logit-normal times help in the middle and cost at both ends; the shift costs at low noise. For points this is a bad bargain, because the width of the Gaussians is decided at low noise. Pictures are another matter, and large ones most of all.
+#
+# Here is why. Neighbouring pixels of a large picture say the same thing. Averaged over a block of $m \times m$ pixels, the picture stays nearly the same, while the noise shrinks by $m$. So at the same $\sigma$ a picture with $m$ times the edge is *less* destroyed. To destroy it equally, the ratio of noise to signal must be $m$ times as large: $\frac{\sigma'}{1 - \sigma'} = m\,\frac{\sigma}{1 - \sigma}$. Solved for $\sigma'$ this is the shift with $k = m$. See for yourself: the same emoji with 16 and with 64 pixels.
+
+# %%
+small, large = (minidiff.load_dataset("emoji", size=size).images()[200:1400:150] for size in (16, 64))
+torch.manual_seed(4)
+noise_small, noise_large = torch.randn_like(small), torch.randn_like(large)
+t, k = 0.7, 4.0
+same, more = t, shifted(t, k)
+views = {"16 px": F.interpolate((1 - t) * small + t * noise_small, 64), "64 px": (1 - t) * large + t * noise_large,
+         "64 px, shift 4": (1 - more) * large + more * noise_large}
+for name, level, noisy in (("no shift", same, noise_large), ("shift 4", more, noise_large)):
+    left_over = level * F.avg_pool2d(noisy, 4).std() / (1 - level)
+    print(f"64 pixels, averaged 4 x 4, {name}: noise / signal {left_over:.3f}, at 16 pixels {t / (1 - t):.3f}")
+assert abs(left_over / (t / (1 - t)) - 1) < 0.02
+plots.filmstrip(torch.stack([view.clamp(-1, 1) for view in views.values()], dim=1), rows=list(views))
+
+# %% [markdown]
+# At $\sigma = 0.7$ the small pictures are nearly lost, and the large ones are easily read. With the shift they are as lost as the small ones (step back from the screen to average). Without it, a model for large pictures wastes most of its training, and of its sampler's steps, where the answer is plain. In theory $k$ is the ratio of edges, 4 from 256 to 1,024 pixels; SD3 settled on 3 by asking people.
+#
+# ## Reflow: straightening
+#
+# Back to the blot. One step fails because paths bend, and paths bend because lines cross: noise and data were paired at random. But the trained flow pairs them itself. Follow the ODE from $\varepsilon$ to its end $\hat x_0$, and keep the pair. These lines hardly cross. Train a second network on them, with the same loss. This is **reflow**, and the result a *rectified flow* (Liu et al. 2023).
+
+# %%
+num, ode_steps = (20_000, 50) if run.tier != "smoke" else (500, 4)
+mine = integrate(learned(trained), minidiff.seeded_noise([(5, k) for k in range(100)])(torch.empty(100, 2)), ode_steps,
+                 heun=True)[-1]
+settings = dict(sampler="heun", steps=ode_steps, seed=5, batch_size=10_000, progress=False)
+paired, noise = minidiff.reflow_pairs(trained, num, **settings)  # (num, 2) each
+assert torch.allclose(mine, paired[:100], atol=1e-3)
+
+
+def pairs_from(x0, eps):
+    def draw(n):
+        chosen = torch.randint(len(x0), (n,))
+        return x0[chosen], eps[chosen]
+    return draw
+
+
+straightened = fit(pairs_from(paired, noise), steps)
+walks = {name: integrate(learned(model), noise[:2000], 64) for name, model in
+         {"flow": trained, "after reflow": straightened}.items()}
+bends = {name: bend(walk) for name, walk in walks.items()}
+print("bend:", ", ".join(f"{name} {value:.4f}" for name, value in bends.items()))
+
+# %% [markdown]
+# Look at the lines of the new pairs, and at the paths of both networks.
+
+# %%
+draw_lines({"pairs by the ODE": torch.stack([noise, paired])[:, :150],
+            f"paths of the flow: bend {bends['flow']:.2f}": torch.stack(walks["flow"])[:, :150],
+            f"after reflow: bend {bends['after reflow']:.3f}": torch.stack(walks["after reflow"])[:, :150]})
+
+# %% [markdown]
+# The paths are as straight as you can see, and then one step should do. Train one more pair for comparison: a *weak* teacher that stopped after a twentieth of the steps, and the reflow of that one, with full training.
+
+# %%
+weak = fit(random_pairs, max(steps // 20, 2))
+weak_pairs = minidiff.reflow_pairs(weak, num, **settings)
+weak_straight = fit(pairs_from(*weak_pairs), steps)
+few = [1, 2, 4, 8, 16, 32, 64] if run.tier != "smoke" else [1, 2]
+family = {"flow": trained, "its reflow": straightened, "weak flow": weak, "reflow of the weak one": weak_straight}
+quality = {}
+for name, model in family.items():
+    quality[name] = [energy_distance(cloud, fresh) for cloud in clouds_of(learned(model), few).values()]
+    print(f"{name:23}", " ".join(f"{n}: {value:.2f} " for n, value in zip(few, quality[name])))
+curves = {name: (few, values) for name, values in quality.items()} | {"real data": (few, [floor] * len(few))}
+plots.lines(curves, x="Euler steps", y="1000 x energy distance to fresh data", log="xy")
+
+# %% [markdown]
+# The reflowed network is nearly as good in one step as its teacher in sixty-four. Here are the single steps themselves.
+
+# %%
+ones = {name: clouds_of(learned(model), [1])[1][:800] for name, model in family.items()}
+plots.density_2d(ones, extent=2.2)
+
+# %% [markdown]
+# ## What reflow cannot do
+#
+# **It cannot be better than its teacher.** The reflow of the weak flow had as many training steps as the good one, and makes the weak one's errors, now in one step. The new network never sees data, only what the old one made of noise. Every round adds errors of its own.
+#
+# **It does not find the shortest way.** A map that moves noise to data with the least total squared distance, *optimal transport*, is the gradient of a convex function (Brenier's theorem), so its matrix of derivatives must be symmetric. Paths that do not cross are not enough for that. Here the derivatives are taken by finite differences, for one correlated Gaussian, the eight Gaussians, and the data set `mixture`, three Gaussians that are not arranged in any order.
+
+# %%
+three = minidiff.load_dataset("mixture", num=10).mixture
+tilted = torch.tensor([[1.0, 0.6], [0.6, 0.5]], dtype=torch.float64)
+sets = {"one Gaussian": minidiff.oracles.Gaussian(torch.zeros(2), tilted), "eight Gaussians": oracle,
+        "three unequal": minidiff.oracles.Mixture(three.weights, 2 * three.means, 4 * three.covariances)}
+starts = torch.randn(500, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+lopsided, h = {}, 1e-4 * torch.eye(2, dtype=torch.float64)
+for name, data in sets.items():
+    shifts = torch.cat([starts + h[0], starts - h[0], starts + h[1], starts - h[1]])
+    denoise = data.denoiser(flow)
+    end = integrate(lambda x, t: denoise(x, t).flow, shifts, fine // 2, heun=True)[-1]
+    right, left, up, down = end.split(500)
+    jacobian = torch.stack([right - left, up - down], dim=-1) / 2e-4  # (500, 2, 2)
+    skew = (jacobian[:, 0, 1] - jacobian[:, 1, 0]).abs() / jacobian.flatten(1).norm(dim=1)
+    lopsided[name] = skew.median().item()
+    print(f"{name:16} asymmetry of the derivatives, median {lopsided[name]:.1e}")
+costs = {"random": (points - eps).square().sum(1).mean().item(), "ODE": (paired - noise).square().sum(1).mean().item()}
+again = walks["after reflow"][-1]
+costs["reflow"] = (again - noise[: len(again)]).square().sum(1).mean().item()
+print("mean squared length of the lines:", ", ".join(f"{name} {value:.3f}" for name, value in costs.items()))
+
+# %% [markdown]
+# For one Gaussian the flow's map *is* optimal, up to rounding and the solver. For mixtures it is close, and not optimal. The lines still became much shorter, as they must: Liu et al. prove that no convex cost can rise by reflow.
+#
+# ## Who runs time backwards
+#
+# A practical trap. Here $t$ runs from data to noise. SiT, and the code of the first rectified flows, run it the other way: $t = 1$ is data, and the network answers $x_0 - \varepsilon$. To use such a network you must turn *both* the time and the sign. Turn one only, and nothing crashes.
+#
+# The safest test is a single step on a Gaussian. Let the data be $\mathcal N(m, 0.3^2)$. The SiT network for it, with SiT's own $\tau$, is known. One Euler step from pure noise must land on $m$, from whatever noise.
+
+# %%
+m, width = torch.tensor([1.5, -0.5]), 0.3
+
+
+class SiT(torch.nn.Module):
+    """E[x0 - eps | x] for x = tau x0 + (1 - tau) eps, the perfect network of SiT's convention."""
+
+    def forward(self, x, tau, y=None):
+        tau = tau.view(-1, 1)
+        slope = (tau * width**2 - (1 - tau)) / ((tau * width) ** 2 + (1 - tau) ** 2)
+        return m + slope * (x - tau * m)
+
+
+class Negated(torch.nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x, time, y=None):
+        return -self.network(x, time, y)
+
+
+for sign, network in (("sign turned", Negated(SiT())), ("sign kept", SiT())):
+    for time, name in (("1-t", "time turned"), ("t", "time kept")):
+        model = minidiff.Diffusion(network, flow, "flow", time=time, shape=(2,))
+        ends = integrate(learned(model), eps[:1000], 1)[-1]
+        print(f"{sign}, {name}: mean ({ends[:, 0].mean():6.2f}, {ends[:, 1].mean():6.2f}), spread {ends.std(0).mean():.2f}")
+        if (sign, name) == ("sign turned", "time turned"):
+            assert torch.allclose(ends, m.expand(1000, 2), atol=1e-4)
+
+# %% [markdown]
+# Only the first line gives $m$ with no spread. `time="1-t"` is what SiT is fed; the first rectified flows take `time="999(1-t)"`.
+#
+# ## What the papers found, what you measured
+#
+# FID judges pictures, energy distance (in thousandths) points; both are better when lower. Compare directions, not sizes.
+
+# %%
+from IPython.display import Markdown
+
+
+def needed(name, goal=0.05):
+    return next((str(n) for n, e in zip(counts, errors[name]) if e <= goal), f"more than {counts[-1]}")
+
+
+def steps_1_and_last(name):
+    return f"{quality[name][0]:.1f} in 1, {quality[name][-1]:.1f} in {few[-1]}"
+
+
+euler = ["Euler, " + name for name in routes]
+findings = [
+    ("Straight paths need fewer evaluations than diffusion paths (Lipman et al. 2023)",
+     "evaluations for an error of 0.05, linear / cosine / straight: " + " / ".join(map(needed, euler))),
+    ("The weights of flow matching are those of v on the cosine schedule (Kingma and Gao 2023)",
+     f"equal within {differ:.0%} for log-SNR from -6 to 6"),
+    ("Logit-normal times were the best of 61 ways to train (Esser et al. 2024)",
+     "error in the middle, even / logit-normal: {:.4f} / {:.4f}; below 0.25: {:.4f} / {:.4f}".format(
+         thirds["even"][1], thirds["logit-normal"][1], thirds["even"][0], thirds["logit-normal"][0])),
+    ("CIFAR-10, one step: FID 378 before, 12.2 after reflow (Liu et al. 2023, table 1)",
+     f"before: {steps_1_and_last('flow')} steps; after: {steps_1_and_last('its reflow')}"),
+    ("With many steps reflow costs quality: FID 2.58 before, 3.36 after (same table)",
+     f"{few[-1]} steps: {quality['flow'][-1]:.2f} before, {quality['its reflow'][-1]:.2f} after"),
+    ("Reflow never raises a convex cost (Liu et al. 2023, theorem 3.5)",
+     "squared length, random / ODE / reflow: " + " / ".join(f"{value:.2f}" for value in costs.values())),
+]
+Markdown("| paper | here |\n|---|---|\n" + "\n".join(f"| {paper} | {here} |" for paper, here in findings))
+
+# %% [markdown]
+# ## Exercises
+#
+# **1. The grid of a shifted sampler (a line or two).** SD3's sampler walks over noise levels that are shifted, too. Return the `steps + 1` levels $\sigma$, from 1 down to 0, that come from even times by a shift of `k`.
+
+# %% tags=["exercise"] name="shifted_grid"
+def shifted_grid(steps, k):
+    """steps + 1 floats (a list or a tensor), the first 1, the last 0; k = 1 gives even steps."""
+    ...  # your code
+
+# %% [markdown]
+# The check compares several lengths and shifts.
+
+# %%
+exercises.check_shifted_grid(shifted_grid)
+
+# %% [markdown]
+# **2. The loss of SiT.** Write the loss for a network in SiT's convention. Its time `tau` runs from noise at 0 to data at 1, the network is fed `tau` as it is, and it answers with the velocity in the direction of growing `tau`.
+
+# %% tags=["exercise"] name="sit_loss"
+def sit_loss(network, x0, eps, tau):
+    """The mean squared error, a number. x0, eps (B, 2); tau (B,); the network is called as network(x, tau)."""
+    ...  # your code
+
+# %% [markdown]
+# The check knows what its network answers.
+
+# %%
+exercises.check_sit_loss(sit_loss)
+
+# %% [markdown]
+# **3. A project: fewer crossings without a teacher.** Reflow needs a trained flow to make pairs. Pairs from the start that cross less would save that (Tong et al. 2024; Pooladian et al. 2023). Begin with random pairs. Compare pair $i$ with pair $j$: if exchanging their data points makes the sum of the two squared lengths smaller, do it. Write one round of this, for many couples $(i, j)$ at once.
+
+# %% tags=["exercise"] name="untangle"
+def untangle(x0, eps, i, j):
+    """A new x0 (N, 2) in which x0[i[k]] and x0[j[k]] are exchanged wherever that shortens; no index occurs twice."""
+    ...  # your code
+
+# %% [markdown]
+# The check plants couples that should be exchanged, and others that should not.
+
+# %%
+exercises.check_untangle(untangle)
+
+# %% [markdown]
+# Now the project. Untangle 20,000 random pairs with some thousand rounds, each over a new `torch.randperm(20_000).view(2, -1)`. Watch the mean squared length fall, and compare it with that of the ODE's pairs. Train on the result with `fit(pairs_from(...), steps)`. How large is the bend, and how good is one step? Then shrink the set to 256 pairs at a time, as you would have to in training on pictures. What is lost?
+#
+# ## What you learned
+#
+# - Regression on random straight lines learns their average velocity, and its ODE has the same distribution as the lines at every time.
+# - One step of an exact flow gives the mean of the data. The lines are straight, the paths are not.
+# - A flow is a diffusion model with $\alpha = 1 - t$, $\sigma = t$. Any denoiser becomes one by a change of time and scale; DDIM is Euler's method there; only the weights of training and the sampler's grid differ.
+# - Times of training are a budget. Large pictures need more noise, by the ratio of the edges.
+# - Reflow makes paths straight and one step enough. It keeps the teacher's errors, and is not optimal transport.
+# - Check the direction of time and the sign of any foreign flow with one step on a Gaussian.
+#
+# ## Where to read on
+#
+# - Lipman et al., *Flow matching for generative modeling*, 2023, arXiv 2210.02747.
+# - Liu, Gong, Liu, *Flow straight and fast*, 2023, arXiv 2209.03003: rectified flow and reflow.
+# - Albergo, Vanden-Eijnden, *Building normalizing flows with stochastic interpolants*, 2023, arXiv 2209.15571.
+# - Kingma, Gao, *Understanding diffusion objectives as the ELBO with simple data augmentation*, 2023, arXiv 2303.00848.
+# - Esser et al., *Scaling rectified flow transformers*, 2024, arXiv 2403.03206: SD3. Hoogeboom et al., *Simple diffusion*, 2023, arXiv 2301.11093: noise and resolution.
+# - Ma et al., *SiT*, 2024, arXiv 2401.08740. Tong et al., 2024, arXiv 2302.00482, and Pooladian et al., 2023, arXiv 2304.14772: better pairs.
+#
+# Next comes notebook 07, *Guidance*.
