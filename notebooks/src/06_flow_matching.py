@@ -27,7 +27,7 @@ run = setup()
 #
 # In the language of [notebook 01](01_destroying_images_properly.ipynb) this is a schedule like any other, with $\alpha = 1 - t$ and $\sigma = t$. As always here, $t = 0$ is data and $t = 1$ is noise.
 #
-# Take eight small Gaussians on a circle for data. Everything about them is known in closed form, so every claim below can be judged. On the left are 150 lines. On the right are those of 20,000 that at $t = 0.6$ pass within 0.1 of one spot.
+# Take eight small Gaussians on a circle for data. Everything about them is known in closed form, so every claim below can be judged. On the left are 100 lines. On the right are some of those that at $t = 0.6$ pass within 0.05 of one spot.
 
 # %%
 import math
@@ -40,11 +40,12 @@ points = 2 * raw.images()  # (20000, 2), spread so that each coordinate has vari
 centres, WIDTH = 2 * raw.mixture.means, 0.12  # eight Gaussians of standard deviation 0.12 on a circle of radius 1.4
 
 torch.manual_seed(0)
-eps, spot = torch.randn_like(points), torch.tensor([0.5, 0.4])
-x_t = 0.4 * points + 0.6 * eps
-near = (x_t - spot).norm(dim=1) < 0.1
-average = (eps - points)[near].mean(0)
-print(f"{near.sum()} lines pass there, their average velocity is ({average[0]:.2f}, {average[1]:.2f})")
+eps, spot = torch.randn_like(points), torch.tensor([0.9, 0.3])
+x0_many, eps_many = points.repeat(100, 1), torch.randn(100 * len(points), 2)  # 2 million lines
+near = (0.4 * x0_many + 0.6 * eps_many - spot).norm(dim=1) < 0.05
+through = torch.stack([eps_many[near], x0_many[near]])  # (2, lines through the spot, 2)
+average = (through[0] - through[1]).mean(0)
+print(f"{through.shape[1]:,} lines pass there, with average velocity ({average[0]:.2f}, {average[1]:.2f})")
 
 # %% [markdown]
 # The picture needs a small function for lines in the plane, which will be used again.
@@ -68,14 +69,13 @@ def draw_lines(panels, arrow=None):
     return figure
 
 
-through = torch.stack([eps[near], points[near]])[:, :60]
-random_lines = torch.stack([eps[:150], points[:150]])
-draw_lines({"150 lines": random_lines, "through one spot": through}, (spot.tolist(), (spot - average).tolist()))
+random_lines = torch.stack([eps[:100], points[:100]])
+draw_lines({"100 lines": random_lines, "through one spot": through[:, :50]}, (spot.tolist(), (spot - average).tolist()))
 
 # %% [markdown]
 # Here is the trouble. Through one spot run lines towards many different Gaussians. A sampler that stands there has forgotten where it came from, and a function $v(x, t)$ can give it one direction only. Which one?
 #
-# The arrow is the average of all directions, drawn towards the data. It points at no Gaussian in particular. Yet it is the right answer.
+# The arrow is the average over all of them, drawn towards the data and as long as a line. It ends on no Gaussian. Yet it is the right answer.
 #
 # ## The average is enough
 #
@@ -112,7 +112,9 @@ for t in (0.05, 0.5, 1.0):
 drift, diffusion_squared = flow.sde(0.5)
 probability_flow = drift * eps - diffusion_squared / 2 * oracle.score(eps, 0.5, flow)
 assert torch.allclose(exact_velocity(eps, 0.5), probability_flow, atol=1e-4)
-print("at the spot: exact", exact_velocity(spot[None], 0.6)[0].tolist(), " averaged", average.tolist())
+at_spot = exact_velocity(spot[None], 0.6)[0]
+print(f"at the spot: ({at_spot[0]:.2f}, {at_spot[1]:.2f}); averaged over lines: ({average[0]:.2f}, {average[1]:.2f})")
+assert torch.allclose(at_spot, average, atol=0.05)
 
 # %% [markdown]
 # The formula agrees with the package's oracle, with the probability-flow ODE, and with the average that you took over lines. Next come the paths. Start at the noise, and follow $v$ backwards in time from $t = 1$ to $0$. Euler's method takes the velocity where it stands and goes straight on for a while; Heun's averages it with the velocity at the far end.
@@ -134,32 +136,16 @@ def integrate(velocity, x, steps, heun=False):
 for heun, theirs in ((False, minidiff.samplers.euler), (True, minidiff.samplers.heun)):
     *_, last = theirs(exact, flow, eps[:100], torch.linspace(1, 0, 9).tolist())
     assert torch.allclose(integrate(exact_velocity, eps[:100], 8, heun)[-1], last.x, atol=1e-4)
-paths = integrate(exact_velocity, eps[:2000], 80)
-draw_lines({"the lines": random_lines, "the paths of the average": torch.stack(paths)[:, :150]})
+paths = integrate(exact_velocity, eps[:10_000], 80)
+for f in (lambda x: x.norm(dim=1), lambda x: torch.cos(4 * x[:, 0])):
+    for t in (0.75, 0.5, 0.25, 0.0):
+        on_lines, on_paths = f((1 - t) * points + t * eps).mean(), f(paths[round(80 * (1 - t))]).mean()
+        assert abs(on_lines - on_paths) < 0.04, (t, on_lines, on_paths)
+draw_lines({"the lines": random_lines, "the paths of the average": torch.stack(paths)[:, :100]})
 
 # %% [markdown]
-# Both panels start at the same noise. Lines cross. Paths of an ODE cannot, because through each point at each time goes one velocity. Where lines would cross, the paths swerve apart, and each noise point ends near the Gaussian that lies closest to its own direction. The cloud is the same all the way, as promised:
-
-# %%
-def energy_distance(a, b):
-    """1000 x the energy distance of two clouds with saturating distances, as in notebook 03; 0 for equal laws."""
-    def mean(u, v):
-        return (1 - torch.exp(-torch.cdist(u, v) / 0.2)).mean()
-    return 1000 * (2 * mean(a, b) - mean(a, a) - mean(b, b)).item()
-
-
-fresh = 2 * minidiff.load_dataset("eight_gaussians", num=2000, split="test").images()
-floor = energy_distance(points[-2000:], fresh)
-panels = {}
-for k in (0, 40, 60, 80):
-    t = 1 - k / 80
-    lines_now = (1 - t) * points[:2000] + t * torch.randn(2000, 2)
-    panels[f"lines, t = {t:g}"], panels[f"ODE, t = {t:g}"] = lines_now[:800], paths[k][:800]
-    print(f"t = {t:4.2f}: energy distance of the clouds {energy_distance(lines_now, paths[k]):.2f}")
-print(f"two clouds of real data: {floor:.2f}")
-plots.density_2d(dict(list(panels.items())[2:6]), extent=2.6)
-
-# %% [markdown]
+# Both panels start at the same noise. Lines cross. Paths of an ODE cannot, because through each point at each time goes one velocity. Where lines would cross the paths swerve apart, and each noise point ends at a Gaussian on its own side. The crowd looks the same at every time: the means of two functions $f$ agree, as derived.
+#
 # ## Five lines of training
 #
 # For data without a formula, a network must learn $v$. You know from [notebook 02](02_from_likelihood_to_a_squared_error.ipynb) which function minimises a mean squared error: the conditional mean of the target. So let the target be the velocity $\varepsilon - x_0$ of one random line. The network cannot guess it, and must not. Its best answer is the average, and the average is what you want:
@@ -240,9 +226,16 @@ plots.lines({name: (levels, value) for name, value in curves.items()}, x="t", y=
 # %% [markdown]
 # The two losses lie on each other. Nearly all of the loss is unavoidable, and what can be learned is a small part of it. So do not judge a flow by its loss.
 #
-# Now sample, with fewer and fewer steps.
+# Now sample, with fewer and fewer steps. The energy distance of notebook 03 compares the clouds with fresh data; it is least for equal distributions.
 
 # %%
+def energy_distance(a, b):
+    """1000 x the energy distance of two clouds with saturating distances, as in notebook 03; 0 for equal laws."""
+    def mean(u, v):
+        return (1 - torch.exp(-torch.cdist(u, v) / 0.2)).mean()
+    return 1000 * (2 * mean(a, b) - mean(a, a) - mean(b, b)).item()
+
+
 def clouds_of(velocity, counts, num=2000):
     torch.manual_seed(2)
     noise = torch.randn(num, 2)
@@ -253,9 +246,11 @@ def learned(model):
     return lambda x, t: model.denoise(x, t).flow
 
 
+fresh = 2 * minidiff.load_dataset("eight_gaussians", num=2000, split="test").images()
+floor = energy_distance(points[-2000:], fresh)
 made = clouds_of(learned(trained), (64, 8, 4, 2, 1))
 for n, cloud in made.items():
-    print(f"{n:3} steps: energy distance to fresh data {energy_distance(cloud, fresh):7.2f}")
+    print(f"{n:3} steps: energy distance to fresh data {energy_distance(cloud, fresh):7.2f}; real data {floor:.2f}")
 plots.density_2d({f"{n} steps": cloud[:800] for n, cloud in made.items()}, extent=2.2)
 
 # %% [markdown]
@@ -288,23 +283,18 @@ for name in ("linear", "cosine", "sub_vp", "edm"):
     assert gap < 1e-6
 
 # %% [markdown]
-# What the network *says* is no difference either. Given $x_t$, $\alpha$ and $\sigma$, there are two unknowns and one equation, so each of the answers determines all others: $\hat x_0$, $\hat\varepsilon$, $v = \alpha\hat\varepsilon - \sigma\hat x_0$, the score $-\hat\varepsilon/\sigma$, and the velocity $\hat\varepsilon - \hat x_0$. `Prediction` does the arithmetic. Turn the exact answer into each language and back:
+# What the network *says* is no difference either. Given $x_t$, $\alpha$ and $\sigma$, there are two unknowns and one equation, so each of the answers determines all others: $\hat x_0$, $\hat\varepsilon$, $v = \alpha\hat\varepsilon - \sigma\hat x_0$, the score $-\hat\varepsilon/\sigma$, and the velocity $\hat\varepsilon - \hat x_0$. `Prediction` does the arithmetic.
+#
+# The samplers coincide as well. DDIM takes $\hat x_0$ and $\hat\varepsilon$ and mixes them anew at the next level. An Euler step on the straight path, $x + (s' - s)(\hat\varepsilon - \hat x_0) = (1 - s')\hat x_0 + s'\hat\varepsilon$, does just that. So **DDIM is Euler's method on straight paths**, at the times $s = \sigma/(\alpha + \sigma)$. Check both, every language and the sampler:
 
 # %%
-for name in ("flow", "linear"):
-    schedule = minidiff.schedules.flow() if name == "flow" else minidiff.schedules.linear(None)
+for schedule in (flow, minidiff.schedules.linear(None)):
     for t in (0.1, 0.5, 0.9):
-        alpha, sigma = schedule(t)
         truth = oracle.denoiser(schedule)(x, t)
-        answers = {"x0": truth.x0, "eps": truth.eps, "v": truth.v, "score": truth.score, "flow": truth.flow}
-        for kind, answer in answers.items():
-            assert torch.allclose(minidiff.Prediction(kind, x, answer, alpha, sigma).flow, truth.flow, atol=1e-6)
-print("from", ", ".join(answers), "to the velocity: all the same")
+        for kind in ("x0", "eps", "v", "score", "flow"):
+            answer = minidiff.Prediction(kind, x, getattr(truth, kind), *schedule(t))
+            assert torch.allclose(answer.flow, truth.flow, atol=1e-6)
 
-# %% [markdown]
-# The samplers coincide as well. DDIM takes $\hat x_0$ and $\hat\varepsilon$ and mixes them anew at the next level. An Euler step on the straight path, $x + (s' - s)(\hat\varepsilon - \hat x_0) = (1 - s')\hat x_0 + s'\hat\varepsilon$, does just that. So **DDIM is Euler's method on straight paths**, at the times $s = \sigma/(\alpha + \sigma)$. To the last digit:
-
-# %%
 cosine = minidiff.schedules.cosine()  # the discrete one, which emoji-unet was trained on
 times = minidiff.spacing(cosine, 12)
 as_s = [sigma / (alpha + sigma) for alpha, sigma in map(cosine, times)]
@@ -312,7 +302,7 @@ first = sum(cosine(1.0))  # alpha + sigma at the start
 *_, curved = minidiff.samplers.ddim(oracle.denoiser(cosine), cosine, first * x, times)
 *_, line = minidiff.samplers.euler(as_flow(oracle.denoiser(cosine), cosine), flow, x, as_s)
 gap = (curved.x - line.x).abs().max().item()
-print(f"DDIM on the cosine schedule and Euler on straight paths, 12 steps: {gap:.0e}")
+print(f"all languages agree; DDIM on the cosine schedule and Euler on straight paths, 12 steps: {gap:.0e}")
 assert gap < 1e-8
 
 # %% [markdown]
@@ -359,7 +349,6 @@ def weight_of(schedule, kind, density=1.0):
     w = density / torch.gradient(log_snr, spacing=(t,))[0].abs() * (1.0 if kind == "eps" else alpha**-2)
     return log_snr, w / w[log_snr.abs().argmin()]
 
-
 cosine_t = minidiff.schedules.cosine(None)
 normal = torch.exp(-torch.logit(t).square() / 2) / (t * (1 - t))  # the logit-normal density, up to a constant
 curves = {
@@ -382,7 +371,7 @@ figure
 #
 # ## What straight paths buy
 #
-# If the models are the same, does the path matter at all? It does for the solver. The same field can be followed in other variables, and Euler's error depends on how the path bends in those. Here is one coordinate of twelve paths in time, all from the same noise, for the linear schedule of DDPM and for the flow.
+# If the models are the same, does the path matter at all? It does for the solver. The same field can be followed in other variables, and Euler's error depends on how the path bends in those. Here is one coordinate of twelve paths, on the linear schedule of DDPM, on the cosine schedule and on straight lines. All start from the same noise, and are solved so finely, by Heun's method, that they count as exact.
 
 # %%
 def velocity_on(schedule):
@@ -394,16 +383,25 @@ def velocity_on(schedule):
     return velocity
 
 
-routes = {"linear, variance-preserving": minidiff.schedules.linear(None), "cosine": cosine_t, "straight (flow)": flow}
-torch.manual_seed(3)
+@plots.quiet
+def draw_ways(ways):
+    import matplotlib.pyplot as plt
+    figure, axes = plt.subplots(1, len(ways), figsize=(8.4, 2.7), sharey=True)
+    for ax, (name, way) in zip(axes, ways.items()):
+        ax.plot(torch.linspace(1, 0, len(way)), torch.stack(way)[:, :12, 0], color=plots.COLORS[0], linewidth=1)
+        ax.set(title=name, xlabel="t")
+    axes[0].set_ylabel("first coordinate")
+    return figure
+
+
+routes = {"linear": minidiff.schedules.linear(None), "cosine": cosine_t, "straight": flow}
 fine, num = (800, 1000) if run.tier != "smoke" else (40, 100)
-start = torch.randn(num, 2, dtype=torch.float64)
+start = torch.randn(num, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 ways = {name: integrate(velocity_on(schedule), start, fine, heun=True) for name, schedule in routes.items()}
-ends = torch.stack([way[-1] for way in ways.values()])
-print(f"root mean squared distance between the ends of the three routes: {(ends - ends[2]).square().mean() ** 0.5:.0e}")
+draw_ways(ways)
 
 # %% [markdown]
-# The ends agree: all three routes take each noise to the same data point. Between the ends they differ. To put a number on it, compare the velocity on the way with that of the straight line from start to end, and take the mean square. It is 0 for a straight path at constant speed (Liu et al. 2023).
+# All three routes take each noise to the same data point. Only the way there differs. On the linear schedule points hardly move for half the time, and then all at once. To put a number on it, compare the velocity along a path with the straight line from its start to its end, and take the mean square: it is 0 for a straight path at constant speed (Liu et al. 2023). Then count. How far is the end of an Euler walk from the true end of its own noise?
 
 # %%
 def bend(path):
@@ -413,32 +411,18 @@ def bend(path):
     return (velocity - velocity.mean(0)).square().sum(-1).mean().item()
 
 
-@plots.quiet
-def draw_ways(ways):
-    import matplotlib.pyplot as plt
-    figure, axes = plt.subplots(1, len(ways), figsize=(9.3, 2.9), sharey=True)
-    for ax, (name, way) in zip(axes, ways.items()):
-        ax.plot(torch.linspace(1, 0, len(way)), torch.stack(way)[:, :12, 0], color=plots.COLORS[0], linewidth=1)
-        ax.set(title=f"{name}: bend {bend(way):.2f}", xlabel="t")
-    axes[0].set_ylabel("first coordinate")
-    return figure
-
-
-draw_ways(ways)
-
-# %% [markdown]
-# On the linear schedule points hardly move for half the time, and then all at once. The flow's paths share the work out evenly. Now count: how far is the end of an Euler walk from the true end of its own noise?
-
-# %%
+ends = torch.stack([way[-1] for way in ways.values()])
+print("bend:", ", ".join(f"{name} {bend(way):.2f}" for name, way in ways.items()))
+print(f"root mean squared distance between the ends of the routes: {(ends - ends[2]).square().mean() ** 0.5:.0e}")
 counts = [2, 4, 8, 16, 32, 64, 128] if run.tier != "smoke" else [2, 4]
 errors = {}
 for name, schedule in routes.items():
     walks = [integrate(velocity_on(schedule), start, n)[-1] for n in counts]
     errors["Euler, " + name] = [(x - ends[2]).square().sum(1).mean().sqrt().item() for x in walks]
 halves = [integrate(exact_velocity, start, (n + 1) // 2, heun=True)[-1] for n in counts]  # 2 evaluations a step
-errors["Heun, straight (flow)"] = [(x - ends[2]).square().sum(1).mean().sqrt().item() for x in halves]
+errors["Heun, straight"] = [(x - ends[2]).square().sum(1).mean().sqrt().item() for x in halves]
 for name, row in errors.items():
-    print(f"{name:34}", " ".join(f"{n:3}: {e:.3f} " for n, e in zip(counts, row)))
+    print(f"{name:16}", " ".join(f"{n:3}: {e:.3f} " for n, e in zip(counts, row)))
 plots.lines({name: (counts, row) for name, row in errors.items()}, x="evaluations of the denoiser",
             y="error of the end point", log="xy")
 
@@ -447,7 +431,7 @@ plots.lines({name: (counts, row) for name, row in errors.items()}, x="evaluation
 #
 # ## Which times to train on
 #
-# Even times are a choice as well. Stable Diffusion 3 draws them **logit-normal**: $t = 1/(1 + e^{-z})$ with $z \sim \mathcal N(0, 1)$, most often in the middle, where many answers are still possible (Esser et al. 2024). And it applies a **shift** by $k = 3$ for large pictures, $\sigma = k t/(1 + (k - 1)\,t)$, which moves all times towards noise.
+# Even times are a choice as well. Stable Diffusion 3 draws them **logit-normal**: $t = 1/(1 + e^{-z})$ with $z \sim \mathcal N(0, 1)$, most often in the middle, where many answers are still possible (Esser et al. 2024). And it applies a **shift** by $k = 3$ for large pictures, $\sigma = k t/(1 + (k - 1)\,t)$, which moves all times towards noise. Train with each, and compare the errors of the velocities.
 
 # %%
 def logit_normal(n):
@@ -463,34 +447,16 @@ ours, theirs = (draw(100_000).quantile(u) for draw in (logit_normal, minidiff.lo
 assert torch.allclose(ours, theirs, atol=0.01)
 assert torch.allclose(shifted(u, 3.0), minidiff.schedules.flow(shift=3.0)(u)[1])
 ways_to_draw = {"even": torch.rand, "logit-normal": logit_normal, "shift 3": lambda n: shifted(torch.rand(n), 3.0)}
-by_draw = {"even": trained} | {name: fit(random_pairs, steps, draw)
-                               for name, draw in list(ways_to_draw.items())[1:]}
+by_draw = {name: fit(random_pairs, steps, draw) if name != "even" else trained for name, draw in ways_to_draw.items()}
 excesses = {name: by_time(model)[2] for name, model in by_draw.items()}
-
-# %% [markdown]
-# On the left is how often each noise level is seen. On the right is what became of it: the error of each network's velocity.
-
-# %%
-@plots.quiet
-def draw_times(ways_to_draw, excesses):
-    import matplotlib.pyplot as plt
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.1))
-    for name, draw in ways_to_draw.items():
-        left.hist(draw(100_000), bins=50, range=(0, 1), density=True, histtype="step", linewidth=1.8, label=name,
-                  color=plots.COLORS[len(left.patches)])
-        right.plot(levels, excesses[name], label=name)
-    left.set(xlabel=r"noise level $\sigma$", ylabel="density of training times")
-    right.set(xlabel=r"noise level $\sigma$", ylabel="error of the velocity", yscale="log")
-    right.legend()
-    return figure
-
 
 thirds = {name: [part.mean().item() for part in e.split([6, 13, 6])] for name, e in excesses.items()}
 for name, parts in thirds.items():
     last = energy_distance(clouds_of(learned(by_draw[name]), [64])[64], fresh)
     print(f"{name:13} error below 0.25, between, above 0.75: " + ", ".join(f"{p:.4f}" for p in parts)
           + f"; samples {last:.2f}")
-draw_times(ways_to_draw, excesses)
+curves = {f"{name} times": (levels, e) for name, e in excesses.items()}
+plots.lines(curves, x=r"noise level $\sigma$", y="error of the velocity", log="y")
 
 # %% [markdown]
 # You get what you train on. Logit-normal times help in the middle and cost at both ends; the shift costs at low noise. For points this is a bad bargain, because the width of the Gaussians is decided at low noise. Pictures are another matter, and large ones most of all.
@@ -498,7 +464,7 @@ draw_times(ways_to_draw, excesses)
 # Here is why. Neighbouring pixels of a large picture say the same thing. Averaged over a block of $m \times m$ pixels, the picture stays nearly the same, while the noise shrinks by $m$. So at the same $\sigma$ a picture with $m$ times the edge is *less* destroyed. To destroy it equally, the ratio of noise to signal must be $m$ times as large: $\frac{\sigma'}{1 - \sigma'} = m\,\frac{\sigma}{1 - \sigma}$. Solved for $\sigma'$ this is the shift with $k = m$. See for yourself: the same emoji with 16 and with 64 pixels.
 
 # %%
-small, large = (minidiff.load_dataset("emoji", size=size).images()[200:1400:150] for size in (16, 64))
+small, large = (minidiff.load_dataset("emoji", size=size).images()[300:1500:300] for size in (16, 64))
 torch.manual_seed(4)
 noise_small, noise_large = torch.randn_like(small), torch.randn_like(large)
 t, k = 0.7, 4.0
@@ -516,7 +482,7 @@ plots.filmstrip(torch.stack([view.clamp(-1, 1) for view in views.values()], dim=
 #
 # ## Reflow: straightening
 #
-# Back to the blot. One step fails because paths bend, and paths bend because lines cross: noise and data were paired at random. But the trained flow pairs them itself. Follow the ODE from $\varepsilon$ to its end $\hat x_0$, and keep the pair. These lines hardly cross. Train a second network on them, with the same loss. This is **reflow**, and the result a *rectified flow* (Liu et al. 2023).
+# Back to the blot. One step fails because paths bend, and paths bend because lines cross: noise and data were paired at random. But the trained flow pairs them itself. Follow the ODE from $\varepsilon$ to its end $\hat x_0$, and keep the pair. These lines hardly cross. Train a second network on them, with the same loss. This is **reflow**, and the result a *rectified flow* (Liu et al. 2023). From left to right: the lines of the new pairs, the paths of the old network, and those of the new one.
 
 # %%
 num, ode_steps = (20_000, 50) if run.tier != "smoke" else (500, 4)
@@ -538,18 +504,12 @@ straightened = fit(pairs_from(paired, noise), steps)
 walks = {name: integrate(learned(model), noise[:2000], 64) for name, model in
          {"flow": trained, "after reflow": straightened}.items()}
 bends = {name: bend(walk) for name, walk in walks.items()}
-print("bend:", ", ".join(f"{name} {value:.4f}" for name, value in bends.items()))
+draw_lines({"pairs by the ODE": torch.stack([noise, paired])[:, :100],
+            f"paths of the flow: bend {bends['flow']:.2f}": torch.stack(walks["flow"])[:, :100],
+            f"after reflow: bend {bends['after reflow']:.3f}": torch.stack(walks["after reflow"])[:, :100]})
 
 # %% [markdown]
-# Look at the lines of the new pairs, and at the paths of both networks.
-
-# %%
-draw_lines({"pairs by the ODE": torch.stack([noise, paired])[:, :150],
-            f"paths of the flow: bend {bends['flow']:.2f}": torch.stack(walks["flow"])[:, :150],
-            f"after reflow: bend {bends['after reflow']:.3f}": torch.stack(walks["after reflow"])[:, :150]})
-
-# %% [markdown]
-# The paths are as straight as you can see, and then one step should do. Train one more pair for comparison: a *weak* teacher that stopped after a twentieth of the steps, and the reflow of that one, with full training.
+# The new paths are as straight as the eye can tell, so one step should do. Train one more pair for comparison: a *weak* teacher that stopped after a twentieth of the steps, and the reflow of that one, with full training.
 
 # %%
 weak = fit(random_pairs, max(steps // 20, 2))
@@ -562,16 +522,13 @@ for name, model in family.items():
     quality[name] = [energy_distance(cloud, fresh) for cloud in clouds_of(learned(model), few).values()]
     print(f"{name:23}", " ".join(f"{n}: {value:.2f} " for n, value in zip(few, quality[name])))
 curves = {name: (few, values) for name, values in quality.items()} | {"real data": (few, [floor] * len(few))}
-plots.lines(curves, x="Euler steps", y="1000 x energy distance to fresh data", log="xy")
-
-# %% [markdown]
-# The reflowed network is nearly as good in one step as its teacher in sixty-four. Here are the single steps themselves.
-
-# %%
+display(plots.lines(curves, x="Euler steps", y="1000 x energy distance to fresh data", log="xy"))
 ones = {name: clouds_of(learned(model), [1])[1][:800] for name, model in family.items()}
 plots.density_2d(ones, extent=2.2)
 
 # %% [markdown]
+# The reflowed network is nearly as good in one step as its teacher in sixty-four. The clouds are those of one step.
+#
 # ## What reflow cannot do
 #
 # **It cannot be better than its teacher.** The reflow of the weak flow had as many training steps as the good one, and makes the weak one's errors, now in one step. The new network never sees data, only what the old one made of noise. Every round adds errors of its own.
@@ -613,33 +570,28 @@ m, width = torch.tensor([1.5, -0.5]), 0.3
 
 
 class SiT(torch.nn.Module):
-    """E[x0 - eps | x] for x = tau x0 + (1 - tau) eps, the perfect network of SiT's convention."""
+    """E[x0 - eps | x] for x = tau x0 + (1 - tau) eps, the perfect network of SiT's convention, times `sign`."""
+
+    def __init__(self, sign):
+        super().__init__()
+        self.sign = sign
 
     def forward(self, x, tau, y=None):
-        tau = tau.view(-1, 1)
         slope = (tau * width**2 - (1 - tau)) / ((tau * width) ** 2 + (1 - tau) ** 2)
-        return m + slope * (x - tau * m)
+        return self.sign * (m + slope[:, None] * (x - tau[:, None] * m))
 
 
-class Negated(torch.nn.Module):
-    def __init__(self, network):
-        super().__init__()
-        self.network = network
-
-    def forward(self, x, time, y=None):
-        return -self.network(x, time, y)
-
-
-for sign, network in (("sign turned", Negated(SiT())), ("sign kept", SiT())):
-    for time, name in (("1-t", "time turned"), ("t", "time kept")):
-        model = minidiff.Diffusion(network, flow, "flow", time=time, shape=(2,))
+for sign in (-1, 1):
+    for time in ("1-t", "t"):
+        model = minidiff.Diffusion(SiT(sign), flow, "flow", time=time, shape=(2,))
         ends = integrate(learned(model), eps[:1000], 1)[-1]
-        print(f"{sign}, {name}: mean ({ends[:, 0].mean():6.2f}, {ends[:, 1].mean():6.2f}), spread {ends.std(0).mean():.2f}")
-        if (sign, name) == ("sign turned", "time turned"):
+        which = f"sign {'turned' if sign < 0 else 'kept  '}, time {'turned' if time == '1-t' else 'kept  '}"
+        print(f"{which}: mean ({ends[:, 0].mean():6.2f}, {ends[:, 1].mean():6.2f}), spread {ends.std(0).mean():.2f}")
+        if (sign, time) == (-1, "1-t"):
             assert torch.allclose(ends, m.expand(1000, 2), atol=1e-4)
 
 # %% [markdown]
-# Only the first line gives $m$ with no spread. `time="1-t"` is what SiT is fed; the first rectified flows take `time="999(1-t)"`.
+# Only the first line lands on $m$. `time="1-t"` is what SiT is fed; the first rectified flows take `time="999(1-t)"`.
 #
 # ## What the papers found, what you measured
 #
@@ -653,24 +605,19 @@ def needed(name, goal=0.05):
     return next((str(n) for n, e in zip(counts, errors[name]) if e <= goal), f"more than {counts[-1]}")
 
 
-def steps_1_and_last(name):
-    return f"{quality[name][0]:.1f} in 1, {quality[name][-1]:.1f} in {few[-1]}"
-
-
-euler = ["Euler, " + name for name in routes]
 findings = [
     ("Straight paths need fewer evaluations than diffusion paths (Lipman et al. 2023)",
-     "evaluations for an error of 0.05, linear / cosine / straight: " + " / ".join(map(needed, euler))),
+     "evaluations for an error of 0.05, linear / cosine / straight: " + " / ".join(needed("Euler, " + name) for name in routes)),
     ("The weights of flow matching are those of v on the cosine schedule (Kingma and Gao 2023)",
      f"equal within {differ:.0%} for log-SNR from -6 to 6"),
     ("Logit-normal times were the best of 61 ways to train (Esser et al. 2024)",
      "error in the middle, even / logit-normal: {:.4f} / {:.4f}; below 0.25: {:.4f} / {:.4f}".format(
          thirds["even"][1], thirds["logit-normal"][1], thirds["even"][0], thirds["logit-normal"][0])),
     ("CIFAR-10, one step: FID 378 before, 12.2 after reflow (Liu et al. 2023, table 1)",
-     f"before: {steps_1_and_last('flow')} steps; after: {steps_1_and_last('its reflow')}"),
+     f"one step: {quality['flow'][0]:.0f} before, {quality['its reflow'][0]:.1f} after"),
     ("With many steps reflow costs quality: FID 2.58 before, 3.36 after (same table)",
      f"{few[-1]} steps: {quality['flow'][-1]:.2f} before, {quality['its reflow'][-1]:.2f} after"),
-    ("Reflow never raises a convex cost (Liu et al. 2023, theorem 3.5)",
+    ("Reflow never raises a convex cost (Liu et al. 2023)",
      "squared length, random / ODE / reflow: " + " / ".join(f"{value:.2f}" for value in costs.values())),
 ]
 Markdown("| paper | here |\n|---|---|\n" + "\n".join(f"| {paper} | {here} |" for paper, here in findings))

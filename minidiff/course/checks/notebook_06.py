@@ -50,7 +50,7 @@ def check_sit_loss(sit_loss):
             "the sign of the velocity is that of this course; from noise to data it is x0 - eps":
                 error(-velocity, tau, tau),
             "x is mixed for a time from data to noise: at tau = 1 it must be x0": error(velocity, tau, 1 - tau),
-            "everything is as in this course, from data to noise; in SiT tau = 1 is data, so that x = x0 there, and the "
+            "everything is as in this course, from data to noise; in SiT tau = 1 is data, so x = x0 there, and the "
             "target is x0 - eps": error(-velocity, tau, 1 - tau),
             "the network must be fed tau as it is, not 1 - tau": error(velocity, 1 - tau, tau),
             "this feeds 1 - tau and aims at eps - x0; SiT has neither": error(-velocity, 1 - tau, tau),
