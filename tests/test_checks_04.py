@@ -71,20 +71,3 @@ def test_divergence(solved):
         "summed over the batch": wrong(reduce=lambda parts: parts.sum(2).mean(0).sum()),
         "mean over the probes": wrong(reduce=lambda parts: parts.sum(2)),
     })  # fmt: skip
-
-
-def test_corrector(solved):
-    def wrong(eta=lambda z, s, r: 2 * (r * z.mean() / s.mean()) ** 2, kick=lambda eta: (2 * eta) ** 0.5, sign=1.0):
-        def corrector(x, score, z, r=0.16):
-            step = eta(z.norm(dim=1, keepdim=True), score.norm(dim=1, keepdim=True), r)
-            return x + sign * step * score + kick(step) * z
-        return corrector
-
-    prove(checks.check_corrector, solved["corrector"], stub, {
-        "its own step": wrong(eta=lambda z, s, r: 2 * (r * z / s) ** 2),
-        "the square is missing": wrong(eta=lambda z, s, r: 2 * r * z.mean() / s.mean()),
-        "factor 2 is missing": wrong(eta=lambda z, s, r: (r * z.mean() / s.mean()) ** 2),
-        "2 under the root": wrong(kick=lambda eta: eta**0.5),
-        "PLUS": wrong(sign=-1.0),
-        "not score over noise": wrong(eta=lambda z, s, r: 2 * (r * s.mean() / z.mean()) ** 2),
-    })  # fmt: skip

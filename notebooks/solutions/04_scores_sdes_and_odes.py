@@ -17,9 +17,3 @@ def divergence(velocity, x, probes):
     u = velocity(x)
     rows = [torch.autograd.grad((u * z).sum(), x, retain_graph=True)[0] for z in probes]
     return torch.stack([(row * z).sum(1) for row, z in zip(rows, probes)]).mean(0)
-
-# %% tags=["exercise"] name="corrector"
-def corrector(x, score, z, r=0.16):
-    """x (B, D) after one Langevin step. score: the values (B, D) at x; z: unit noise (B, D); r: a number."""
-    eta = 2 * (r * z.norm(dim=1).mean() / score.norm(dim=1).mean()) ** 2
-    return x + eta * score + (2 * eta).sqrt() * z
