@@ -1,6 +1,7 @@
-"""The layers that are the same in every paper: sinusoidal time features, label embedding and attention."""
+"""The layers that are the same in every paper: embeddings, text conditions, attention, MLP, patches and positions."""
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +44,127 @@ def null_labels(y, num_classes):
     return torch.full_like(y, num_classes)
 
 
-def attention(q, k, v):
-    """Scaled dot-product attention: q (B, heads, N, d), k and v (B, heads, M, d) -> (B, heads, N, d)."""
-    return F.scaled_dot_product_attention(q, k, v)
+class Text(NamedTuple):
+    """A text condition: tokens (B, L, D), mask (B, L) bool, True where a token counts, pooled (B, P) or None.
+
+    mask None means that all tokens count. A slice or a tensor of indices picks pictures of the batch and gives a Text;
+    a whole number picks a part, as in any tuple.
+    """
+
+    tokens: torch.Tensor
+    mask: torch.Tensor | None = None
+    pooled: torch.Tensor | None = None
+
+    def __getitem__(self, index):
+        if isinstance(index, int):
+            return tuple.__getitem__(self, index)
+        return Text(*(None if part is None else part[index] for part in self))
+
+    def to(self, *args, **kwargs):
+        """The same on another device, or with its floating-point parts in another dtype; arguments of Tensor.to."""
+        tokens = self.tokens.to(*args, **kwargs)
+        mask = None if self.mask is None else self.mask.to(tokens.device)
+        return Text(tokens, mask, None if self.pooled is None else self.pooled.to(*args, **kwargs))
+
+
+def as_text(y, dim):
+    """The condition y as Text; a bare tensor (B, L, dim) means that all tokens count and nothing is pooled."""
+    if isinstance(y, torch.Tensor):
+        y = Text(y)
+    if not isinstance(y, Text) or y.tokens.ndim != 3 or y.tokens.shape[2] != dim:
+        got = tuple(y.tokens.shape) if isinstance(y, Text) else type(y).__name__
+        raise ValueError(
+            f"the text is missing or does not fit: pass y=Text(tokens (B, L, {dim}), mask), or the bare tokens, or"
+            f" network.null(...) for 'no text'; got {got}"
+        )
+    return y
+
+
+def null_for_empty(text, null):
+    """Tokens and mask of a Text, with the token `null` (D,) in all places of the rows that have no token at all.
+
+    So no softmax is without a key. Equal keys with equal values count as one.
+    """
+    if text.mask is None:
+        return text.tokens, None
+    some = text.mask.any(dim=1, keepdim=True)  # (B, 1)
+    return torch.where(some[..., None], text.tokens, null.to(text.tokens.dtype)), text.mask | ~some
+
+
+observe = None  # while attention maps are recorded (attention_maps.py), what is shown every q, k and mask
+
+
+def attention(q, k, v, mask=None):
+    """Scaled dot-product attention: q (B, heads, N, d), k and v (B, heads, M, d) -> (B, heads, N, d).
+
+    mask: (B, M) bool, True for the keys that count, or what broadcasts to (B, heads, N, M), bool or added to the
+    logits. The others get -inf, so every query needs a key that counts: see `null_for_empty`.
+    """
+    if mask is not None and mask.ndim == 2:
+        mask = mask[:, None, None]
+    if observe is not None:
+        observe(q, k, mask)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def split_heads(x, heads):
+    """(B, N, heads * d) -> (B, heads, N, d), each head a contiguous part of the channels."""
+    return x.unflatten(2, (heads, -1)).transpose(1, 2)
+
+
+def merge_heads(x):
+    """(B, heads, N, d) -> (B, N, heads * d)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+class Attention(nn.Module):
+    """Self-attention over tokens (B, N, dim); q, k and v are one linear map, in this order."""
+
+    def __init__(self, dim, num_heads, qkv_bias=False):
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"the width {dim} must be divisible by num_heads={num_heads}")
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x, mask=None):
+        q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.proj(merge_heads(attention(q, k, v, mask)))
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, Linear; `approximate` is "none" for the exact GELU, "tanh" for that of DiT."""
+
+    def __init__(self, dim, hidden, approximate="none"):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+        self.approximate = approximate
+
+    def forward(self, x):
+        return self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
+
+
+def patchify(x, p):
+    """(B, C, H, W) -> (B, H/p * W/p, p * p * C): patches row by row, each in the order (row, column, C)."""
+    x = x.unflatten(3, (-1, p)).unflatten(2, (-1, p))  # (B, C, h, p, w, p)
+    return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+
+def unpatchify(tokens, p, h, w):
+    """(B, h * w, p * p * C) -> (B, C, h * p, w * p): the inverse of `patchify`."""
+    x = tokens.unflatten(2, (p, p, -1)).unflatten(1, (h, w))  # (B, h, w, p, p, C)
+    return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+
+
+def sincos_positions(dim, h, w):
+    """The fixed table (h * w, dim) of DiT and MAE: sines and cosines of the column, then those of the row.
+
+    Each has dim / 4 frequencies 10000^(-k / (dim / 4)); computed in float64, returned as float32.
+    """
+    if dim % 4:
+        raise ValueError(f"the width must be divisible by 4 for sines and cosines of two axes, got {dim}")
+    frequencies = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    row, column = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    angles = [axis.flatten().double()[:, None] * frequencies for axis in (column, row)]
+    return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1).float()
