@@ -6,6 +6,7 @@ p(y | x) from the difference of two predictions, classifier guidance from a netw
 """
 
 import math
+import numbers
 
 import torch
 
@@ -147,6 +148,8 @@ def null_of(denoise, y, scale):
     """The network's own condition that means 'none', of the shape of y."""
     if y is None:
         raise ValueError(f"guidance with scale {scale} needs a condition: pass y=..., or leave the scale at 1")
+    if not isinstance(y, (torch.Tensor, tuple)):
+        raise ValueError(f"y must be the condition of a batch, a tensor (B,) of labels, got {y!r}; use torch.tensor")
     network = owner(denoise, "network")
     if not hasattr(network, "null"):
         raise ValueError(
@@ -163,10 +166,10 @@ def check_guidance(scale, interval=None, rescale=0.0, power=None, guide_first=No
     """Raise ValueError for a value that classifier_free cannot work with."""
     check_scale(scale)
     if interval is not None:
-        lo, hi = interval
-        if not 0 <= lo < hi <= 1:
+        pair = tuple(interval) if isinstance(interval, (tuple, list)) else interval
+        if not (isinstance(pair, tuple) and len(pair) == 2 and 0 <= pair[0] < pair[1] <= 1):
             raise ValueError(
-                f"interval must be (lo, hi) in time with 0 <= lo < hi <= 1, got {tuple(interval)}; 0 is data, 1 is"
+                f"interval must be (lo, hi) in time with 0 <= lo < hi <= 1, got {pair}; 0 is data, 1 is"
                 " noise, and a sigma becomes a time by schedule.inverse(-2 * math.log(sigma))"
             )
     if not 0 <= rescale <= 1:
@@ -177,13 +180,10 @@ def check_guidance(scale, interval=None, rescale=0.0, power=None, guide_first=No
         check_whole("guide_first", guide_first)
 
 
-def check_scale(scale):
-    """Raise ValueError unless the scale of some guidance is at least 0."""
-    if not scale >= 0:
-        raise ValueError(
-            f"the guidance scale must be at least 0, got {scale}; 1 is the plain model. To lead away from a condition"
-            " pass it as negative=..."
-        )
+def check_scale(scale, hint="1 is the plain model. To lead away from a condition pass it as negative=..."):
+    """Raise ValueError, which ends with `hint`, unless the scale of some guidance is a number of at least 0."""
+    if not (isinstance(scale, numbers.Real) and 0 <= scale < math.inf):
+        raise ValueError(f"the guidance scale must be at least 0, got {scale!r}; {hint}")
 
 
 def check_alike(name, other, y):
@@ -210,7 +210,7 @@ def gradient_of(log_prob, scale=1.0):
     a network that was trained on noisy pictures (Dhariwal and Nichol 2021). CLIP guidance: exp(logit_scale) times the
     product of the embeddings of picture and text (Nichol et al. 2022, GLIDE, section 2.4), a TextScorer's log_prob.
     """
-    check_scale(scale)
+    check_scale(scale, "0 is the plain model, and the negative of log_prob leads away")
 
     def gradient(x_t, t, y=None):
         with torch.enable_grad():
@@ -245,7 +245,7 @@ def autoguidance(denoise, weak, scale):
     al. 2024, whose w is the scale). Works on whatever both predict: outputs of one kind are combined as they are,
     others as x0. scale 1 is the strong one alone. A variance range is the strong one's.
     """
-    check_scale(scale)
+    check_scale(scale, "0 is the weak model alone, 1 the strong one")
     if scale == 1:
         return denoise
 
@@ -258,19 +258,23 @@ def autoguidance(denoise, weak, scale):
     return combined
 
 
-def dynamic_threshold(denoise, p=0.995):
+def dynamic_threshold(denoise, p=0.995, low=-1.0, high=1.0):
     """The bound denoiser with x0 = clamp(x0, -s, s) / s, s the p-quantile of |x0| in each picture, 1 at least.
 
-    Keeps colours from saturating under strong guidance (Saharia et al. 2022, Imagen, section 2.3). For pixels in
-    [-1, 1], not for latents. The static threshold is `clip`. Goes outermost, in its place.
+    Keeps colours from saturating under strong guidance (Saharia et al. 2022, Imagen, section 2.3). For pixels, not for
+    latents; those of another range than [-1, 1] are measured from its middle, in halves of its width. The static
+    threshold is `clip`. Goes outermost, in its place.
     """
     if not 0 < p <= 1:
         raise ValueError(f"p must be a quantile above 0 and at most 1, got {p}; Imagen takes 0.995")
 
+    middle, half = (low + high) / 2, (high - low) / 2
+
     def thresholded(x_t, t):
         prediction = denoise(x_t, t)
-        x0 = prediction.x0
+        x0 = prediction.x0 if (low, high) == (-1.0, 1.0) else (prediction.x0 - middle) / half
         s = torch.quantile(x0.abs().flatten(1), p, dim=1).clamp(min=1).view(-1, *(1,) * (x0.ndim - 1))
-        return prediction.replace("x0", torch.clamp(x0, -s, s) / s)
+        x0 = torch.clamp(x0, -s, s) / s
+        return prediction.replace("x0", x0 if (low, high) == (-1.0, 1.0) else middle + half * x0)
 
     return thresholded

@@ -171,6 +171,10 @@ def test_dynamic_threshold_keeps_small_values_and_shrinks_large_ones():
     x0 = dynamic_threshold(lambda x, t: Prediction("x0", x, x, 0.8, 0.6), 0.8)(x, 0.5).x0
     assert torch.equal(x0[0], x[0]) and x0.abs().max() == 1
     torch.testing.assert_close(x0[1, 0, 0, 50:], (torch.linspace(0, 5, 51) / 4).clamp(max=1))
+    for low, high in ((0.0, 1.0), (0.0, 255.0), (-9.0, 9.0)):  # the same picture in another range of values
+        moved = (low + high) / 2 + (high - low) / 2 * x
+        other = dynamic_threshold(lambda x, t: Prediction("x0", x, x, 0.8, 0.6), 0.8, low, high)(moved, 0.5).x0
+        torch.testing.assert_close((other - (low + high) / 2) / ((high - low) / 2), x0)
     meta = torch.empty(2, 3, 8, 8, device="meta")  # nothing is read from the device
     assert dynamic_threshold(lambda x, t: Prediction("eps", x, x, 0.8, 0.6))(meta, 0.5).x0.is_meta
 
@@ -183,6 +187,10 @@ def test_dynamic_threshold_keeps_small_values_and_shrinks_large_ones():
     [
         (-0.5, {}, "scale must be at least 0, got -0.5"),
         (math.nan, {}, "scale must be at least 0, got nan"),
+        (math.inf, {}, "scale must be at least 0, got inf"),
+        ("3", {}, "scale must be at least 0, got '3'"),
+        ([1, 2], {}, r"scale must be at least 0, got \[1, 2\]"),
+        (2.0, {"interval": 0.5}, r"0 <= lo < hi <= 1, got 0.5"),
         (2.0, {"interval": (0.7, 0.2)}, r"0 <= lo < hi <= 1, got \(0.7, 0.2\)"),
         (2.0, {"interval": (0.28, 2.9)}, r"a sigma becomes a time by schedule.inverse"),
         (2.0, {"rescale": 1.5}, "rescale must be from 0 .* got 1.5"),
@@ -206,6 +214,9 @@ def test_guidance_needs_a_null_condition(diffusion):
     plain = Diffusion(create_model("ddpm_test"), schedules.cosine(), "v", shape=(3, 8, 8))
     with pytest.raises(ValueError, match="needs a condition: pass y="):
         classifier_free(plain.denoise, None, 2.0)
+    for y in (1, [1, 2, 3]):
+        with pytest.raises(ValueError, match=r"a tensor \(B,\) of labels, got"):
+            classifier_free(diffusion.denoise, y, 2.0)
     with pytest.raises(ValueError, match="unconditional network has no null"):
         classifier_free(plain.denoise, Y, 2.0)
     with pytest.raises(ValueError, match="pass null=..., of the shape of y"):
@@ -214,9 +225,10 @@ def test_guidance_needs_a_null_condition(diffusion):
 
 
 def test_other_scales_and_quantiles_are_checked():
-    for make in (lambda: gradient_of(None, -1.0), lambda: autoguidance(None, None, -1.0)):
-        with pytest.raises(ValueError, match="at least 0, got -1.0"):
-            make()
+    with pytest.raises(ValueError, match="at least 0, got -1.0; 0 is the plain model, and the negative of log_prob"):
+        gradient_of(None, -1.0)
+    with pytest.raises(ValueError, match="at least 0, got -1.0; 0 is the weak model"):
+        autoguidance(None, None, -1.0)
     for p in (0, 1.5, 99.5):
         with pytest.raises(ValueError, match=f"p must be .* got {p}"):
             dynamic_threshold(None, p)
