@@ -33,6 +33,8 @@ def log_likelihood(
     only where alpha(1) = 0: VP keeps 0.7 % of the data's mean, EDM an 80th, VE a 50th, and log p is off by about that
     much times |mean x_1| / std^2. `prior(x_1) -> (B,)`, the true log density at t = 1, removes the second.
     """
+    if not x0.is_floating_point():
+        raise ValueError(f"x0 must be floats, got {x0.dtype}; bytes become x / 127.5 - 1, and then see `dequantize`")
     if trace not in TRACES:
         raise unknown_name("trace", trace, TRACES)
     check_whole("steps", steps)
@@ -55,8 +57,10 @@ def grid(schedule, steps, t_start):
     """Ascending times from t_start to 1, evenly spaced in log-SNR; where alpha(1) is 0, the last step goes to it."""
     if not 0 < t_start < 1:
         raise ValueError(f"t_start must be above 0, where the noise has no density, and below 1, got {t_start}")
+    if steps == 1:
+        return [t_start, 1.0]
     reaches_noise = schedule(1.0)[0] < 1e-8
-    last, count = (1 - 1 / (schedule.steps or 1000), steps - 1) if reaches_noise and steps > 1 else (1.0, steps)
+    last, count = (1 - 1 / (schedule.steps or 1000), steps - 1) if reaches_noise else (1.0, steps)
     points = np.linspace(schedule.log_snr(t_start), schedule.log_snr(last), count + 1)[1:-1]
     return [t_start, *(schedule.inverse(float(point)) for point in points), last] + [1.0] * (count < steps)
 

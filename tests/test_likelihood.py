@@ -91,3 +91,14 @@ def test_refusals():
     for options in ({"steps": 0}, {"probes": 0}, {"t_start": 0.0}, {"times": [0.0, 1.0]}):
         with pytest.raises(ValueError, match="must be"):
             log_likelihood(denoise, schedule, x0, **options)
+    with pytest.raises(ValueError, match="x0 must be floats, got torch.uint8"):
+        log_likelihood(denoise, schedule, x0.byte())
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("schedule", [schedules.cosine(None), schedules.flow(), schedules.linear()], ids=str)
+def test_a_single_step_goes_all_the_way(schedule):
+    oracle = Gaussian([0.0, 0.0], 1.0)  # every path is straight here, and nothing is stretched
+    x0 = torch.tensor([[0.3, -1.0]]).double()
+    answer = log_likelihood(oracle.denoiser(schedule), schedule, x0, steps=1, trace="exact")
+    assert answer.item() == pytest.approx(-(0.09 + 1) / 2 - math.log(2 * math.pi), abs=0.02)
