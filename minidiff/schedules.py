@@ -382,8 +382,8 @@ def flow(shift=1.0):
     high noise, as large pictures want (Esser et al. 2024, section 5.3.2: SD3 takes 3). A network of such a model reads
     sigma: time="999sigma".
     """
-    if not shift > 0:
-        raise ValueError(f"shift must be above 0, got {shift}; 1 is no shift, SD3 takes 3")
+    if not 0 < shift < math.inf:
+        raise ValueError(f"shift must be above 0 and finite, got {shift}; 1 is no shift, SD3 takes 3")
 
     def alpha_sigma(t, xp):
         scale = 1 + (shift - 1) * t

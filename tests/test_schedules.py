@@ -158,6 +158,7 @@ def test_spacings_by_their_definitions():
         (lambda: schedules.from_betas("mine", {}, [0.1, 1.2]), r"\(0, 1\]"),
         (lambda: schedules.linear(10), "more steps"),
         (lambda: schedules.scaled_linear(None), "got None; linear and cosine"),
+        (lambda: schedules.flow(math.inf), "shift must be above 0.*got inf"),
         (lambda: schedules.variance_exploding(0), "got sigma_min=0"),
         (lambda: schedules.linear()(500), r"got 500; step i of 1000 is at t = \(i \+ 1\) / 1000"),
         (lambda: schedules.linear()(torch.tensor([500])), "floats from 0 to 1, got torch.int64"),
