@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import orders
 import pytest
 import torch
@@ -75,6 +76,11 @@ def test_noise_is_bit_equal_for_any_batch_size():
             chosen = pairs[start : start + size]
             part = seeded_noise(chosen)(torch.empty(len(chosen), 3, 8, 8))
             assert torch.equal(part, first[start : start + size])
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(seeded_noise(pairs)(torch.empty(16, 3, 8, 8, dtype=torch.float32)), first)
+    finally:
+        torch.set_default_dtype(torch.float32)
     assert abs(first.mean()) < 0.05 and first.std() == pytest.approx(1, abs=0.05)
 
 
@@ -184,11 +190,12 @@ def test_gradient_is_of_labels_or_words_as_given(diffusion):
         seen.append(target)
         return torch.zeros_like(x_t)
 
-    for target in (2, [0, 1, 2], "a cat", ["a", "b", "c"]):
+    for target in (2, [0, 1, 2], "a cat", ["a", "b", "c"], np.array([0, 1, 2]), range(3), torch.tensor(2), np.int64(2)):
         sample(diffusion, 3, y=0, steps=1, gradient=gradient, target=target, progress=False)
     assert [torch.equal(a, b) if isinstance(b, torch.Tensor) else a == b for a, b in zip(seen, [
         torch.tensor([2, 2, 2]), torch.tensor([0, 1, 2]), ["a cat"] * 3, ["a", "b", "c"],
-    ])] == [True] * 4  # fmt: skip
+        *[torch.tensor([0, 1, 2])] * 2, *[torch.tensor([2, 2, 2])] * 2,
+    ])] == [True] * 8  # fmt: skip
 
 
 def test_reflow_pairs_are_the_ends_of_one_path(diffusion):
@@ -196,13 +203,29 @@ def test_reflow_pairs_are_the_ends_of_one_path(diffusion):
     assert abs(eps.std() - 1) < 0.1
     denoise = condition(diffusion.denoise, torch.ones(5, dtype=torch.int64))
     *_, last = ddim(denoise, diffusion.schedule, eps, spacing(diffusion.schedule, 6))
-    torch.testing.assert_close(last.x, x0, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(last.x.clamp(-1, 1), x0, atol=1e-4, rtol=1e-4)
+    assert last.x.abs().max() > 1.1
+    assert diffusion.loss(x0, torch.ones(5, dtype=torch.int64), eps=eps).shape == (5,)
+    with pytest.raises(ValueError, match="without noise on the way, got eta=1.0"):
+        reflow_pairs(diffusion, 5, y=1, sampler="ddim", eta=1.0)
     for sampler in STOCHASTIC:
         with pytest.raises(ValueError, match="unknown sampler without noise of its own"):
             reflow_pairs(diffusion, 5, y=1, sampler=sampler)
     edm = Diffusion(diffusion.network, schedules.edm(), "edm", shape=(3, 8, 8))
     with pytest.raises(ValueError, match=r"unit noise, edm.* does not; use flow\(\)"):
         reflow_pairs(edm, 5, y=1)
+
+
+def test_clipping_keeps_to_the_value_range():
+    torch.manual_seed(0)
+    network = create_model("ddpm_test")
+    wide = Diffusion(network, schedules.cosine(), "v", shape=(3, 8, 8), value_range=(0.0, 255.0))
+    for clipped in (True, "dynamic"):
+        pictures = sample(wide, 2, steps=3, clipped=clipped, progress=False)
+        assert pictures.min() >= 0 and pictures.max() > 1
+    latent = Diffusion(network, schedules.cosine(), "v", shape=(3, 8, 8), latents=0.18)
+    with pytest.raises(ValueError, match="for pixels, and this model works on latents"):
+        sample(latent, 2, steps=3, clipped="dynamic", progress=False)
 
 
 def test_sample_sees_every_step_and_gives_training_mode_back(diffusion):
@@ -321,7 +344,15 @@ def test_no_operation_of_the_sampler_loop_is_wasted():
         ({"interval": (0.2, 0.8)}, "interval: a change of classifier-free guidance, and guidance=1 is none"),
         ({"guidance": 2.0, "interval": (0.8, 0.2)}, "interval"),
         ({"guidance": -1.0}, "scale"),
-        ({"guidance": 2.0, "negative": [0, 1]}, "negative"),
+        ({"guidance": 2.0, "negative": [0, 1]}, "negative: labels must have shape"),
+        ({"guidance": 2.0, "negative": 9}, r"negative: labels must be from 0 to 3 .*got 9 to 9"),
+        ({"clipped": "dynamc"}, "clipped must be True, False or \"dynamic\", got 'dynamc'"),
+        ({"clipped": (-2, 2)}, r"clipped must be .* got \(-2, 2\)"),
+        ({"target": 1}, "pass gradient=..., too"),
+        ({"gradient": 2.0}, r"gradient must be a function \(x_t, t, target\), .* got 2.0"),
+        ({"gradient": print, "target": torch.tensor([1, 2])}, "target must be one for all .* or 3 of them, got 2"),
+        ({"eta": -1.0}, "eta must be at least 0, got -1.0"),
+        ({"eta": math.nan}, "eta must be at least 0, got nan"),
         ({"guidance": 2.0, "resale": 0.7}, "'rescale'"),
         ({"sampler": "heun", "eta": 1.0}, "unknown option of heun 'eta'"),
     ],
@@ -335,6 +366,10 @@ def test_guidance_without_a_condition_is_refused():
     diffusion = Diffusion(create_model("ddpm_test"), schedules.cosine(), "v", shape=(3, 8, 8))
     with pytest.raises(ValueError, match="needs a condition"):
         sample(diffusion, 2, guidance=2.0, steps=2, progress=False)
+    plain = sample(diffusion, 2, steps=2, progress=False)
+    assert torch.equal(sample(diffusion, 2, steps=2, interval=None, rescale=0.0, progress=False), plain)  # none of it
+    with pytest.raises(ValueError, match="eta=0.5 adds noise: pass its source"):
+        list(ddim(diffusion.denoise, diffusion.schedule, torch.zeros(1, 3, 8, 8), [1.0, 0.0], eta=0.5))
     with pytest.raises(ValueError, match="one for each"):
         seeded_noise([1, 2])(torch.empty(3, 2))
     assert math.isfinite(sample(diffusion, 2, steps=2, progress=False).sum())

@@ -143,3 +143,9 @@ def operations(sampler, kind="eps", steps=8, schedule=None, noise=lambda x: x, *
 @pytest.mark.parametrize("kind", ["eps", "v", "x0"])
 def test_operations_of_a_step(sampler, most, kind):
     assert operations(sampler, kind) <= most
+
+
+@pytest.mark.parametrize("dt", [0, -0.1, math.nan])
+def test_a_step_has_a_length(dt):
+    with pytest.raises(ValueError, match=f"dt is the length of a step, above 0, got {dt}"):
+        operations(euler, dt=dt)

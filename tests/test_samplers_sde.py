@@ -208,6 +208,10 @@ def test_churn_noise_scales_what_is_added():
     (predictor_corrector, {"norms": "pictures"}, "Did you mean 'picture'"),
     (predictor_corrector, {"corrections": -1}, "corrections must be a whole number of at least 0, got -1"),
     (predictor_corrector, {"snr": -0.1}, "snr must be at least 0, got -0.1"),
+    (predictor_corrector, {"dt": 0.1}, "dt is an option of predictor=\"euler_maruyama\" .* for 'reverse_diffusion'"),
+    (predictor_corrector, {"variance": "large"}, "variance of \"ddpm\"; got dt=None and variance='large'"),
+    (predictor_corrector, {"predictor": "ddpm", "variance": "larg"}, "Did you mean 'large'"),
+    (euler_maruyama, {"dt": -0.1}, "dt is the length of a step, above 0, got -0.1"),
     (churn, {"churn": -1.0}, "churn must be at least 0, got -1.0"),
     (churn, {"churn_min": 2.0, "churn_max": 1.0}, "expected 0 <= churn_min <= churn_max, got 2.0 and 1.0"),
 ])  # fmt: skip

@@ -290,6 +290,7 @@ def test_named_solvers_offer_their_options(name):
 @pytest.mark.parametrize("solver, options, message", [
     (multistep, {"order": 4}, "order of a multistep solver must be one of 1, 2, 3, got 4"),
     (singlestep, {"order": 1}, "order of a single-step solver must be one of 2, 3, got 1"),
+    (unipc, {"order": 2.0}, "order of UniPC must be one of 1, 2, 3, got 2.0"),
     (unipc, {"order": 0}, "order of UniPC must be one of 1, 2, 3, got 0"),
     (unipc, {"variant": "bh3"}, "unknown variant of UniPC 'bh3'.*bh1, bh2"),
     (multistep, {"sde": True}, "noise=seeded_noise"),

@@ -48,19 +48,21 @@ def sample(
 
     The progress bar ends with the number of evaluations of the denoiser. Raises ValueError for an unknown sampler or
     option, fewer than one step or more than the schedule has, a num, batch_size or seed that is no such number, and
-    labels or guidance that do not fit.
+    labels, guidance, gradient, target or clipped that do not fit.
     """
     if sampler not in SAMPLERS:
         raise unknown_name("sampler", sampler, SAMPLERS)
-    run, guiding = SAMPLERS[sampler], {key: options.pop(key) for key in _GUIDING if key in options}
+    run, guiding = SAMPLERS[sampler], _guiding(options)
     ancestral = "gradient" in _keywords(run)  # this sampler shifts its mean, instead of the score
     _check_options(diffusion, sampler, options, guidance, guiding)
+    _check_pull(gradient, target, clipped, diffusion)
     for name, value, least in (("num", num, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
         check_whole(name, value, least)
     times = make_times(diffusion.schedule, steps, spacing or _default_spacing(diffusion), t_end=t_end)
     place = {t: i for i, t in enumerate(times)}
     y, negative = _labels("y", y, num, diffusion), _labels("negative", guiding.pop("negative", None), num, diffusion)
     check_labels(diffusion.network, y, num)
+    _check_negative(negative, y, num, diffusion)
     target = _for_each(target, num, diffusion.device)
     clipped = diffusion.latents is None if clipped is None else clipped
     batches = [slice(first, min(first + batch_size, num)) for first in range(0, num, batch_size)]
@@ -102,7 +104,7 @@ def bind(diffusion, y, guidance=1.0, clipped=True, gradient=None, **guiding):
     if gradient is not None:
         denoise = guided(denoise, gradient)
     if clipped == "dynamic":
-        return dynamic_threshold(denoise)
+        return dynamic_threshold(denoise, low=diffusion.value_range[0], high=diffusion.value_range[1])
     return clip(denoise, *diffusion.value_range) if clipped else denoise
 
 
@@ -131,9 +133,35 @@ def _check_options(diffusion, sampler, options, guidance, guiding):
             raise unknown_name(f"option of {sampler}", option, own + _GUIDING)
     if options.get("variance") == "learned" and not diffusion.learned_range:
         raise ValueError('variance="learned" needs a network with a learned range; use "small" or "large"')
-    if guidance == 1.0 and any(value is not None for value in guiding.values()):
+    if guidance == 1.0 and guiding:
         names = ", ".join(guiding)
         raise ValueError(f"{names}: a change of classifier-free guidance, and guidance=1 is none; try guidance=3")
+
+
+def _guiding(options):
+    """Those of the options that guidance takes, out of the dict, without those that change nothing."""
+    taken = {key: options.pop(key) for key in _GUIDING if key in options}
+    return {key: value for key, value in taken.items() if value is not None and (key, value) != ("rescale", 0)}
+
+
+def _check_pull(gradient, target, clipped, diffusion):
+    """Raise ValueError for what cannot change the prediction in the way that was asked for."""
+    if gradient is None and target is not None:
+        raise ValueError("target is what a gradient aims at: pass gradient=..., too; the condition of a model is y=...")
+    if gradient is not None and not callable(gradient):
+        raise ValueError(f"gradient must be a function (x_t, t, target), as gradient_of makes it, got {gradient!r}")
+    if isinstance(clipped, str) and clipped != "dynamic" or not isinstance(clipped, (bool, int, str, type(None))):
+        raise ValueError(f'clipped must be True, False or "dynamic", got {clipped!r}')
+    if clipped == "dynamic" and diffusion.latents is not None:
+        raise ValueError('clipped="dynamic" is for pixels, and this model works on latents: leave it at None')
+
+
+def _check_negative(negative, y, num, diffusion):
+    if negative is not None and y is not None:
+        try:
+            check_labels(diffusion.network, negative, num)
+        except ValueError as error:
+            raise ValueError(f"negative: {error}") from None
 
 
 def _default_spacing(diffusion):
@@ -157,10 +185,13 @@ def _labels(name, y, num, diffusion):
 
 def _for_each(target, num, device):
     """What a gradient aims at, num of them: numbers as a tensor, anything else as a list."""
-    if target is None or isinstance(target, torch.Tensor) and target.ndim:
-        return target
-    if not isinstance(target, (list, tuple)):
+    if target is None:
+        return None
+    if getattr(target, "ndim", None) == 0 or isinstance(target, str) or not hasattr(target, "__len__"):
         target = [target] * num
     if len(target) != num:
         raise ValueError(f"target must be one for all pictures or {num} of them, got {len(target)}")
-    return list(target) if isinstance(target[0], str) else torch.as_tensor(target, device=device)
+    try:
+        return torch.as_tensor(target, device=device)
+    except (TypeError, ValueError, RuntimeError):
+        return list(target)

@@ -31,6 +31,10 @@ def ddim(denoise, schedule, x_T, times, noise=None, *, eta=0.0):
     eta 0 is deterministic and never draws noise; eta 1 has DDPM's variance. Ascending times run it backwards, from a
     picture to its noise (inversion).
     """
+    if not 0 <= eta < math.inf:
+        raise ValueError(f"eta must be at least 0, got {eta}; 0 adds no noise, 1 as much as DDPM")
+    if eta and noise is None:
+        raise ValueError(f"eta={eta} adds noise: pass its source, noise=seeded_noise([...])")
     x = x_T
     for t, s in zip(times, times[1:]):
         (alpha, sigma), (alpha_s, sigma_s) = schedule(t), schedule(s)

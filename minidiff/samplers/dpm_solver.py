@@ -21,6 +21,7 @@ of `multistep` is in the code alone, see there.
 """
 
 import math
+import numbers
 from typing import NamedTuple
 
 import torch
@@ -201,7 +202,7 @@ def singlestep(denoise, schedule, x_T, times, noise=None, *, order=3, data=True,
 
 def check(value, valid, what):
     """Raise ValueError unless `value` is one of `valid`."""
-    if value not in valid:
+    if not isinstance(value, numbers.Integral) or value not in valid:
         raise ValueError(f"the {what} must be one of {', '.join(map(str, valid))}, got {value!r}")
 
 

@@ -16,7 +16,7 @@ def seeded_noise(seeds):
     def noise(x):
         if len(x) != len(streams):
             raise ValueError(f"{len(streams)} seeds for a batch of {len(x)} pictures; seeded_noise needs one for each")
-        drawn = torch.stack([torch.randn(x.shape[1:], generator=stream) for stream in streams])
+        drawn = torch.stack([torch.randn(x.shape[1:], generator=stream, dtype=torch.float32) for stream in streams])
         return drawn.to(x.device, x.dtype, non_blocking=True)
 
     return noise

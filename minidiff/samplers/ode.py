@@ -27,6 +27,12 @@ def drift(schedule, t, s):
     return sigma_rate / sigma, alpha_rate - alpha * sigma_rate / sigma
 
 
+def check_dt(dt):
+    """Raise ValueError unless dt is None or the length of a step."""
+    if dt is not None and not 0 < dt < math.inf:
+        raise ValueError(f"dt is the length of a step, above 0, got {dt}; 1 / N for N steps, None for the times' own")
+
+
 @torch.no_grad()
 def euler(denoise, schedule, x_T, times, noise=None, *, dt=None):
     """x' = x + h (alpha' x0 + sigma' eps), h = s - t: first order, one evaluation a step, no noise.
@@ -34,6 +40,7 @@ def euler(denoise, schedule, x_T, times, noise=None, *, dt=None):
     dt: the length of all steps instead of the distance of the times, as score_sde has it: 1 / N on N times from 1 to
     1e-3. On `flow` this is Euler's method of rectified flow (Liu et al. 2022, eq. 1).
     """
+    check_dt(dt)
     x = x_T
     for t, s in zip(times, times[1:]):
         h = s - t if dt is None else -dt

@@ -10,7 +10,8 @@ import math
 import torch
 
 from minidiff.errors import check_whole, unknown_name
-from minidiff.samplers.ancestral import Step, ddpm
+from minidiff.samplers.ancestral import VARIANCES, Step, ddpm
+from minidiff.samplers.ode import check_dt
 from minidiff.schedules import match
 from minidiff.variational import step_variances
 
@@ -29,6 +30,7 @@ def euler_maruyama(denoise, schedule, x_T, times, noise, *, dt=None):
     1e-3. The step to t = 0 draws noise and adds none. Where alpha = 0 the noise of the SDE is infinite: x is forgotten
     and x' drawn from alpha' x0 + sigma' z.
     """
+    check_dt(dt)
     x = x_T
     for t, s in zip(times, times[1:]):
         alpha, sigma = schedule(t)
@@ -101,6 +103,13 @@ def predictor_corrector(
         raise ValueError(f"snr must be at least 0, got {snr}; 0.16 suits small pictures")
     if norms not in NORMS:
         raise unknown_name("norms", norms, NORMS)
+    if variance not in VARIANCES:
+        raise unknown_name("variance", variance, VARIANCES)
+    if dt is not None and predictor != "euler_maruyama" or variance != "small" and predictor != "ddpm":
+        raise ValueError(
+            f'dt is an option of predictor="euler_maruyama" and variance of "ddpm"; got dt={dt} and'
+            f" variance={variance!r} for {predictor!r}"
+        )
     options = {"euler_maruyama": {"dt": dt}, "ddpm": {"variance": variance}}.get(predictor, {})
     x = x_T
     for t, s in zip(times, times[1:]):
