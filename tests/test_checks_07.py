@@ -1,0 +1,90 @@
+"""The exercises of notebook 07: solutions pass, stubs fail, typical wrong answers are named."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from minidiff.course.checks import notebook_07 as checks
+from minidiff.course.exercises import prove
+
+SOLUTIONS = Path(__file__).parents[1] / "notebooks" / "solutions" / "07_guidance.py"
+
+
+@pytest.fixture(scope="module")
+def solved():
+    """The names that the solution file defines."""
+    space = {"torch": torch, "math": math}
+    exec(SOLUTIONS.read_text(encoding="utf-8"), space)
+    return space
+
+
+def stub(*args):
+    ...
+
+
+def test_guided_with_w(solved):
+    prove(checks.check_guided_with_w, solved["guided_with_w"], stub, {
+        "took w for s": lambda c, u, w: u + w * (c - u),
+        "swapped": lambda c, u, w: (1 + w) * u - w * c,
+        "not added": lambda c, u, w: (1 + w) * c + w * u,
+        "not w - 1": lambda c, u, w: u + (w - 1) * (c - u),
+        "left the 1": lambda c, u, w: w * c - w * u,
+    })  # fmt: skip
+
+
+def test_classifier_guided_eps(solved):
+    def wrong(on_eps=1.0, factor=lambda scale, sigma: -scale * sigma, reduce=torch.sum):
+        def classifier_guided_eps(eps, x_t, log_prob, y, sigma, scale):
+            x = x_t.clone().requires_grad_()
+            (g,) = torch.autograd.grad(reduce(log_prob(x, y)), x)
+            return on_eps * eps + factor(scale, sigma) * g
+        return classifier_guided_eps
+
+    prove(checks.check_classifier_guided_eps, solved["classifier_guided_eps"], stub, {
+        "the sign": wrong(factor=lambda scale, sigma: scale * sigma),
+        "forgot sigma": wrong(factor=lambda scale, sigma: -scale),
+        "not be squared": wrong(factor=lambda scale, sigma: -scale * sigma**2),
+        "do not divide": wrong(factor=lambda scale, sigma: -scale / sigma),
+        "the SUM over the batch": wrong(reduce=torch.mean),
+        "forgot the scale": wrong(factor=lambda scale, sigma: -sigma),
+        "gradient alone": wrong(on_eps=0.0, factor=lambda scale, sigma: scale * sigma),
+    })  # fmt: skip
+
+
+def test_rescale(solved):
+    def wrong(dims=(1, 2, 3), flip=False, weights=lambda phi: (phi, 1 - phi)):
+        def rescale(guided, conditional, phi):
+            a, b = (v.std(dims, keepdim=True) if dims else v.std() for v in (conditional, guided))
+            on_new, on_old = weights(phi)
+            return on_new * guided * (b / a if flip else a / b) + on_old * guided
+        return rescale
+
+    prove(checks.check_rescale, solved["rescale"], stub, {
+        "over the whole batch": wrong(dims=None),
+        "over the batch alone": wrong(dims=(0,)),
+        "changes the colours": wrong(dims=(2, 3)),
+        "upside down": wrong(flip=True),
+        "swapped": wrong(weights=lambda phi: (1 - phi, phi)),
+        "left phi out": wrong(weights=lambda phi: (1, 0)),
+    })  # fmt: skip
+
+
+def test_interval_in_time(solved):
+    def wrong(to_log_snr):
+        return lambda schedule, lo, hi: (schedule.inverse(to_log_snr(lo)), schedule.inverse(to_log_snr(hi)))
+
+    def alpha_forgotten(schedule, lo, hi):
+        return [next(k / 50_000 for k in range(50_001) if schedule(k / 50_000)[1] >= min(s, 1 - 1e-12) or k == 50_000)
+                for s in (lo, hi)]  # fmt: skip
+
+    prove(checks.check_interval_in_time, solved["interval_in_time"], stub, {
+        "forgot the 2": wrong(lambda s: -math.log(s)),
+        "much noise is a low": wrong(lambda s: 2 * math.log(s)),
+        "not a sigma": wrong(lambda s: s),
+        "not times": lambda schedule, lo, hi: (lo, hi),
+        "the smaller first": lambda schedule, lo, hi: solved["interval_in_time"](schedule, hi, lo),
+        "it is sigma / alpha": alpha_forgotten,
+        "expected 2": lambda schedule, lo, hi: schedule.inverse(-2 * math.log(lo)),
+    })  # fmt: skip
