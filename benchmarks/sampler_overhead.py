@@ -129,8 +129,8 @@ def report(medians, repeats):
     about = {
         "date": time.strftime("%Y-%m-%d"), "machine": machine(), "threads": torch.get_num_threads(),
         "python": platform.python_version(), "torch": torch.__version__, "diffusers": version("diffusers"),
-        "minidiff": version("minidiff"), "shape": [1, *SHAPE], "steps": STEPS, "repeats": repeats, "loops_a_repeat": BLOCK,
-        "clock": "processor time, median",
+        "minidiff": version("minidiff"), "shape": [1, *SHAPE], "steps": STEPS, "repeats": repeats,
+        "loops_a_repeat": BLOCK, "clock": "processor time, median",
     }  # fmt: skip
     return rows, about | {"rows": rows}
 
