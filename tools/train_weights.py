@@ -109,8 +109,11 @@ def shifted(dataset, judge):
 
 
 @torch.no_grad()
-def accuracy(judge, dataset, draws=4, among=32):
-    """{t: share of noised pictures judged right}: the class, or the own caption among 31 other ones and itself."""
+def accuracy(judge, dataset, draws=4, among=32, of=slice(None)):
+    """{t: share of noised pictures judged right}: the class, or the own caption among 31 other ones and itself.
+
+    `of` are the pictures that count, by default all of them; the other captions come from the whole set.
+    """
     images, answers = dataset.images(), {}
     captions = sorted(set(dataset.captions))
     own = torch.tensor([captions.index(caption) for caption in dataset.captions])
@@ -126,17 +129,20 @@ def accuracy(judge, dataset, draws=4, among=32):
                 rivals = chance.scatter(1, own[:, None], -1).topk(min(among, len(captions)) - 1).indices  # never own
                 scores = judge.similarity(x_t, t, captions)
                 right.append((scores.gather(1, rivals) < scores.gather(1, own[:, None])).all(1))
-            answers[str(t)] = round(torch.cat(right).float().mean().item(), 3)
+            answers[str(t)] = round(torch.stack(right)[:, of].float().mean().item(), 3)
     return answers
 
 
 def measured(judge, recipe, few):
     """What the data card says of a judge: classes and accuracy, on what it has seen and on what was held out."""
-    splits = ("test",) if few else ("train", "test")
+    splits, draws = ("test",) if few else ("train", "test"), 1 if few else 4
     sets = {split: load_dataset(**recipe["data"] | dict(split=split)) for split in splits}
-    what = "accuracy" if isinstance(judge, Classifier) else "caption_among_32"
-    return {"classes": sets["test"].classes,
-            what: {split: accuracy(judge, data, draws=1 if few else 4) for split, data in sets.items()}}
+    card = {"classes": sets["test"].classes}
+    results = {split: accuracy(judge, data, draws) for split, data in sets.items()}
+    if isinstance(judge, Classifier):
+        return card | {"accuracy": results}
+    known = torch.tensor([not judge.tokenizer.unknown(caption) for caption in sets["test"].captions])
+    return card | {"caption_among_32": results | {"test, known words": accuracy(judge, sets["test"], draws, of=known)}}
 
 
 def export(name, recipe, folder, out, few=False):
