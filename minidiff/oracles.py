@@ -168,6 +168,9 @@ def spectrum(spread, means):
     elif spread.shape == means.shape:
         variances = spread.flatten(1)
     elif spread.shape == (count, size, size):
+        if not torch.allclose(spread, spread.mT):  # eigh would read the lower half alone
+            gap = (spread - spread.mT).abs().max()
+            raise ValueError(f"a covariance must be symmetric, got entries {gap:g} apart; of a factor L take L @ L.T")
         variances, basis = torch.linalg.eigh(spread)
     else:
         raise ValueError(

@@ -165,6 +165,8 @@ def test_refusals():
         Mixture([1.0, 1.0], torch.zeros(2, 3), torch.ones(2, 2, 2))
     with pytest.raises(ValueError, match="must be positive"):
         Gaussian([0.0, 0.0], torch.zeros(2, 2))
+    with pytest.raises(ValueError, match="a covariance must be symmetric"):
+        Gaussian([0.0, 0.0], [[1.0, 0.5], [0.0, 1.0]])
     with pytest.raises(ValueError, match="each of 0 to classes"):
         Mixture([1.0, 1.0], torch.zeros(2, 2), 1.0, labels=[0, 2])
     with pytest.raises(ValueError, match="must be floats"):
