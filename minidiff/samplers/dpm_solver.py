@@ -48,7 +48,7 @@ def points(schedule, times, data):
     if not data and places[0].alpha == 0:
         raise ValueError(
             f"alpha is 0 at t = {times[0]:g} of {schedule}, and the eps form cannot start there: use the data form"
-            ' (sampler="dpmpp_2m", ..., or data=True), or a first time below that'
+            ' (sampler="dpmpp_2m", ..., or data=True), or a first time below that (spacing="log_snr" has one)'
         )
     return places
 
@@ -179,7 +179,8 @@ def singlestep(denoise, schedule, x_T, times, noise=None, *, order=3, data=True,
     A group that starts or ends where lambda is infinite gives up one evaluation to a step of first order there.
     The low orders at the end cost 3S its third order unless the last steps hardly matter, as they do evenly in log-SNR.
 
-    order 2 or 3. data: ++, else the eps form. taylor: the correction terms expanded in h (official 'taylor').
+    order 2 or 3. data: ++, else the eps form, which needs spacing="log_snr": with even times its first steps blow up
+    where alpha is nearly 0, as on `cosine`. taylor: the correction terms expanded in h (official 'taylor').
     """
     check(order, (2, 3), "order of a single-step solver")
     x = x_T
