@@ -360,8 +360,8 @@ curves = {
     "eps, linear": weight_of(minidiff.schedules.linear(None), "eps"),
     "flow, logit-normal times": weight_of(flow, "flow", normal),
 }
-middle = [(l, w * (l / 2).exp()) for l, w in list(curves.values())[:2]]
-differ = max((value[l.abs() < 6] - 1).abs().max().item() for l, value in middle)
+ratios = [(w * (log_snr / 2).exp())[log_snr.abs() < 6] for log_snr, w in list(curves.values())[:2]]
+differ = max((ratio - 1).abs().max().item() for ratio in ratios)
 print(f"w(log-SNR) exp(log-SNR / 2), flow and v on cosine: within {differ:.0%} of 1 for log-SNR from -6 to 6")
 assert differ < 0.1
 figure = plots.lines(curves, x="log-SNR (data at the right)", y="weight of the error of eps", log="y")
@@ -432,7 +432,7 @@ plots.lines({name: (counts, row) for name, row in errors.items()}, x="evaluation
             y="error of the end point", log="xy")
 
 # %% [markdown]
-# The linear schedule needs up to twice as many evaluations as the flow for the same error. But the cosine schedule, older than flow matching, bends least of all here, and is the best of the three. (It keeps the variance, and these data have that of the noise.) What straight lines buy is a good default with nothing to tune. They are no magic, and from about thirty evaluations on a second-order solver gains more than any change of path; the solvers are the subject of [notebook 05](05_samplers_are_integrators.ipynb).
+# The linear schedule needs up to twice as many evaluations as the flow for the same error. But the cosine schedule, older than flow matching, bends least of all here, and is the best of the three. (It keeps the variance, and these data have that of the noise.) What straight lines buy is a good default with nothing to tune. They are no magic, and from about forty evaluations on a second-order solver gains more than any change of path; the solvers are the subject of [notebook 05](05_samplers_are_integrators.ipynb).
 #
 # ## Which times to train on
 #
@@ -460,8 +460,7 @@ for name, parts in thirds.items():
     last = energy_distance(clouds_of(learned(by_draw[name]), [64])[64], fresh)
     print(f"{name:13} error below 0.25, between, above 0.75: " + ", ".join(f"{p:.4f}" for p in parts)
           + f"; samples {last:.2f}")
-curves = {f"{name} times": (levels, e) for name, e in excesses.items()}
-plots.lines(curves, x=r"noise level $\sigma$", y="error of the velocity", log="y")
+plots.lines({name: (levels, e) for name, e in excesses.items()}, x=r"noise level $\sigma$", y="error of the velocity", log="y")
 
 # %% [markdown]
 # You get what you train on. Logit-normal times help a little in the middle and cost at both ends, at low noise by a factor of four. The shift helps at high noise and costs at low. For points both are a bad bargain, because the width of the Gaussians is decided at low noise. Pictures are another matter, and large ones most of all.
@@ -541,7 +540,7 @@ plots.density_2d(ones, extent=2.2)
 #
 # ## What reflow cannot do
 #
-# **It cannot be better than its teacher.** The reflow of the weak flow was trained for as long as the good one, and still makes the weak one's errors, now in one step. The new network never sees data, only what the old one made of noise. And every round adds errors of its own: with 64 steps the reflow is a little behind its teacher.
+# **It cannot be better than its teacher.** The reflow of the weak flow was trained for as long as the good one, and still makes the weak one's errors, now in one step. The new network never sees data, only what the old one made of noise. And every round adds errors of its own: with 64 steps the reflow is no better than its teacher.
 #
 # **It does not find the shortest way.** A map that moves noise to data with the least total squared distance, *optimal transport*, is the gradient of a convex function (Brenier's theorem), so its matrix of derivatives must be symmetric. Paths that do not cross are not enough for that. Here the derivatives are taken by finite differences, for one correlated Gaussian, the eight Gaussians, and the data set `mixture`, three Gaussians that are not arranged in any order.
 
@@ -554,7 +553,7 @@ starts = torch.randn(500, 2, dtype=torch.float64, generator=torch.Generator().ma
 h = 1e-4 * torch.eye(2, dtype=torch.float64)
 for name, data in sets.items():
     shifts = torch.cat([starts + h[0], starts - h[0], starts + h[1], starts - h[1]])
-    end = integrate(lambda x, t: data.denoise(x, t, flow).flow, shifts, fine // 2, heun=True)[-1]
+    end = integrate(lambda x, t, data=data: data.denoise(x, t, flow).flow, shifts, fine // 2, heun=True)[-1]
     right, left, up, down = end.split(500)
     jacobian = torch.stack([right - left, up - down], dim=-1) / 2e-4  # (500, 2, 2)
     skew = (jacobian[:, 0, 1] - jacobian[:, 1, 0]).abs() / jacobian.flatten(1).norm(dim=1)
