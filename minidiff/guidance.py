@@ -217,6 +217,7 @@ def gradient_of(log_prob, scale=1.0):
             x = x_t.detach().requires_grad_()
             return torch.autograd.grad(scale * log_prob(x, t, y).sum(), x)[0]
 
+    gradient.schedule = owner(log_prob, "schedule")  # for which noise the scorer was trained, if it says so
     return gradient
 
 

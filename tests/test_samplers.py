@@ -12,6 +12,7 @@ from minidiff import Diffusion, create_model, sample, schedules, seeded_noise
 from minidiff.guidance import classifier_free, condition
 from minidiff.reflow import reflow_pairs
 from minidiff.samplers import SAMPLERS, ddim, ddpm
+from minidiff.scorers import Classifier
 from minidiff.spacings import spacing
 
 
@@ -181,6 +182,18 @@ def test_gradient_pulls_each_picture_to_its_own_target(diffusion):
         assert ((means - free) * torch.tensor(targets) > 0).all()
     with pytest.raises(ValueError, match="target must be one for all pictures or 3 of them, got 2"):
         sample(diffusion, 3, target=targets[:2], **settings)
+
+
+def test_gradient_of_a_scorer_on_another_schedule_is_refused(diffusion):
+    def scorer(schedule):
+        return Classifier(create_model("classifier_test", num_classes=4), schedule, time="t", shape=(3, 8, 8))
+
+    settings = dict(y=0, steps=2, target=1, progress=False)
+    for schedule in (schedules.cosine(), schedules.cosine(None), schedules.cosine(400)):
+        sample(diffusion, 2, gradient=minidiff.gradient_of(scorer(schedule).log_prob), **settings)
+    for schedule in (schedules.linear(), schedules.flow(), schedules.edm()):
+        with pytest.raises(ValueError, match=f"from a model on {schedule.name}.*, and this one is on cosine"):
+            sample(diffusion, 2, gradient=minidiff.gradient_of(scorer(schedule).log_prob), **settings)
 
 
 def test_gradient_is_of_labels_or_words_as_given(diffusion):

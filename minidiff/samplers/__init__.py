@@ -150,10 +150,21 @@ def _check_pull(gradient, target, clipped, diffusion):
         raise ValueError("target is what a gradient aims at: pass gradient=..., too; the condition of a model is y=...")
     if gradient is not None and not callable(gradient):
         raise ValueError(f"gradient must be a function (x_t, t, target), as gradient_of makes it, got {gradient!r}")
+    theirs = getattr(gradient, "schedule", None)
+    if theirs is not None and not _alike(theirs, diffusion.schedule):
+        raise ValueError(
+            f"the gradient comes from a model on {theirs}, and this one is on {diffusion.schedule}: the same t means"
+            " other noise there; train the scorer on the schedule of the model that it guides"
+        )
     if isinstance(clipped, str) and clipped != "dynamic" or not isinstance(clipped, (bool, int, str, type(None))):
         raise ValueError(f'clipped must be True, False or "dynamic", got {clipped!r}')
     if clipped == "dynamic" and diffusion.latents is not None:
         raise ValueError('clipped="dynamic" is for pixels, and this model works on latents: leave it at None')
+
+
+def _alike(one, other):
+    """Whether alpha and sigma of two schedules agree, but for a table's steps."""
+    return all(abs(a - b) < 0.05 for t in (0.2, 0.5, 0.8) for a, b in zip(one(t), other(t)))
 
 
 def _check_negative(negative, y, num, diffusion):
