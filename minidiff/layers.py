@@ -83,7 +83,7 @@ def as_text(y, dim):
 def null_for_empty(text, null):
     """Tokens and mask of a Text, with the token `null` (D,) in all places of the rows that have no token at all.
 
-    So no softmax is without a key. Equal keys with equal values count as one.
+    So no softmax is without a key; in cross-attention equal keys with equal values count as one.
     """
     if text.mask is None:
         return text.tokens, None

@@ -26,7 +26,7 @@ def network_and_inputs(name, batch=3, **overrides):
 
 def test_every_family_has_a_test_and_a_tiny_size():
     families = {name.split("_")[0] for name in list_models(kind="denoiser")}
-    assert families == {"ddpm", "mlp", "uvit"}
+    assert families == {"ddpm", "iuvit", "mlp", "uvit"}
     for family in families:
         assert {f"{family}_test", f"{family}_tiny"} <= set(list_models(f"{family}_*"))
         tiny = create_model(f"{family}_tiny")
