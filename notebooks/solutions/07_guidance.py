@@ -16,8 +16,3 @@ def rescale(guided, conditional, phi):
     dims = (1, 2, 3)
     ratio = conditional.std(dims, keepdim=True) / guided.std(dims, keepdim=True)
     return phi * ratio * guided + (1 - phi) * guided
-
-# %% tags=["exercise"] name="interval_in_time"
-def interval_in_time(schedule, lo, hi):
-    """(begin, end) in time for noise levels lo < hi, each the ratio of noise to signal; schedule.inverse(log_snr) -> t."""
-    return schedule.inverse(-2 * math.log(lo)), schedule.inverse(-2 * math.log(hi))

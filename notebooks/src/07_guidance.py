@@ -22,30 +22,31 @@ run = setup()
 # %% [markdown]
 # ## Why does a model that knows the class not draw it?
 #
-# The package ships a small model of emoji that was trained with their ten categories. Ask it for food. The first row below is what it has learned. In the second row, one number is changed; weights, noise and label are the same.
+# The package ships a small model of emoji that was trained with their ten categories. Ask it for nine of them (the tenth, skin tones and the like, has six pictures). In each column below the noise and the class are the same. From row to row one number changes.
 
 # %%
 import torch
 
 model = minidiff.load("emoji-unet", run.device)
 emoji = minidiff.load_dataset("emoji", size=16)
-food = emoji.classes.index("Food & Drink")
+shown = torch.tensor([c for c, name in enumerate(emoji.classes) if name != "Component"])
+titles = [emoji.classes[c].split()[0] for c in shown]
 quick = run.tier == "smoke"
 
 
 def draw(y, **options):
     """Pictures (len(y), 3, 16, 16) of the classes y; the same noise in every call."""
-    options = dict(sampler="dpmpp_2m", steps=3 if quick else 15, seed=3) | options
+    options = dict(sampler="dpmpp_2m", steps=3 if quick else 15, seed=4) | options
     return minidiff.sample(model, len(y), y=y, batch_size=256, progress=False, **options)
 
 
-ten = torch.full((10,), food)
-plots.filmstrip(torch.stack([draw(ten), draw(ten, guidance=4.0)], dim=1), rows=["guidance 1", "guidance 4"])
+sheet = {f"scale {s:g}": draw(shown, guidance=s) for s in (0.0, 1.0, 2.0, 4.0, 8.0, 12.0)}
+plots.filmstrip(torch.stack(list(sheet.values()), dim=1), times=titles, rows=list(sheet))
 
 # %% [markdown]
-# The number is the **guidance scale**. With 1, the model draws from what it believes the class to be, and that belief is broad and blurry: some pictures are colourful nothing. With 4 there are plates, cups and fruit, with outlines and strong colours. Hardly any published picture of a diffusion model was made without this trick.
+# The number is the **guidance scale**. At 0 the class is ignored. At 1 the model draws what it believes the class to be, and that belief is broad: some pictures are colourful nothing. At 4 they have outlines and strong colours. At 12 the colours shout and the shapes fray. Hardly any published picture of a diffusion model was made at 1.
 #
-# What does it do? The usual answer fits in one line, and is wrong. To see how, go where everything can be computed.
+# What does the scale do? The usual answer fits in one line, and is wrong. To see how, go where everything can be computed.
 #
 # ## Two classes in the plane
 #
@@ -79,7 +80,9 @@ def log_prob(x, t, y):
     return own.logsumexp(1) - logits.logsumexp(1)
 
 # %% [markdown]
-# Its gradient comes from PyTorch. Each entry of `log_prob` depends on its own point only, so the gradient of the sum over the batch holds the gradients of all points. The check is the equation above, at four noise levels, to nine digits.
+# Its gradient $g$ comes from PyTorch. Each entry of `log_prob` depends on its own point only, so the gradient of the sum over the batch holds those of all points.
+#
+# A denoiser says the same in other words. The score is $-\hat\varepsilon/\sigma$, so adding $g$ to it means $\hat\varepsilon \to \hat\varepsilon - \sigma g$, and for the denoised point $\hat x_0 \to \hat x_0 + \frac{\sigma^2}{\alpha}\,g$. Sign and factor are what code gets wrong most often. Check all three forms, at four noise levels.
 
 # %%
 def gradient(x, t, y):
@@ -90,10 +93,15 @@ def gradient(x, t, y):
 torch.manual_seed(run.seed)
 x = 1.5 * torch.randn(500, 2, dtype=torch.float64)
 y = torch.arange(500) % 2
+everything = oracle.denoiser(vp)  # (x, t, y=None) -> Prediction
 for t in (0.05, 0.2, 0.5, 0.9):
-    conditional = oracle.score(x, t, vp, y)
-    assert torch.allclose(oracle.score(x, t, vp) + gradient(x, t, y), conditional, rtol=1e-9, atol=1e-9)
-    assert torch.allclose(minidiff.guidance.gradient_of(log_prob)(x, t, y), gradient(x, t, y))
+    (alpha, sigma), g = vp(t), gradient(x, t, y)
+    assert torch.allclose(oracle.score(x, t, vp) + g, oracle.score(x, t, vp, y), rtol=1e-9, atol=1e-9)
+    plain, wanted = everything(x, t), everything(x, t, y)
+    assert torch.allclose(plain.eps - sigma * g, wanted.eps)
+    assert torch.allclose(plain.x0 + sigma**2 / alpha * g, wanted.x0)
+    package = minidiff.guidance.guided(everything, lambda x, t: minidiff.guidance.gradient_of(log_prob)(x, t, y))
+    assert torch.allclose(package(x, t).eps, wanted.eps)
 print("score + gradient of the classifier = score of the class")
 
 # %% [markdown]
@@ -130,18 +138,6 @@ classifier_at([0.05, 0.3, 0.6])
 # %% [markdown]
 # Dots are the bumps of class 0, crosses those of class 1. With little noise the classifier is sure of itself, and pulls hard near the border and not at all elsewhere. With much noise it is never sure. It pulls everywhere, roughly to the same side.
 #
-# A denoiser says the same in other words. The score is $-\varepsilon/\sigma$, so adding $g$ to the score means $\hat\varepsilon \to \hat\varepsilon - \sigma g$, and for the denoised point $\hat x_0 \to \hat x_0 + \frac{\sigma^2}{\alpha}\,g$. Sign and factor are what code gets wrong most often. The package calls the wrapper `guided`.
-
-# %%
-everything = oracle.denoiser(vp)  # (x, t, y=None) -> Prediction
-alpha, sigma = vp(0.3)
-plain, wanted = everything(x, 0.3), everything(x, 0.3, y)
-mine = plain.eps - sigma * gradient(x, 0.3, y)
-package = minidiff.guidance.guided(everything, lambda x, t: gradient(x, t, y))(x, 0.3)
-assert torch.allclose(mine, wanted.eps) and torch.allclose(mine, package.eps)
-assert torch.allclose(plain.x0 + sigma**2 / alpha * gradient(x, 0.3, y), wanted.x0)
-
-# %% [markdown]
 # ## Guidance without a classifier
 #
 # Read Bayes' rule from right to left. If one model knows both scores, it *contains* a classifier: $\nabla\log p_t(y\mid x) = \nabla\log p_t(x\mid y) - \nabla\log p_t(x)$. So no second network is needed, and you may exaggerate: add $s$ times the gradient instead of once.
@@ -164,7 +160,7 @@ def classifier_free(x, t, y, s):
 for s in (0.0, 1.0, 2.5):
     package = minidiff.guidance.classifier_free(everything, y, s, null)(x, 0.3).eps
     assert torch.allclose(classifier_free(x, 0.3, y, s), package)
-    w = s - 1
+    (alpha, sigma), w = vp(0.3), s - 1
     assert torch.allclose((1 + w) * everything(x, 0.3, y).eps - w * everything(x, 0.3).eps, package)
     exaggerated = minidiff.guidance.gradient_of(log_prob, s)
     assert torch.allclose(everything(x, 0.3).eps - sigma * exaggerated(x, 0.3, y), package)
@@ -196,10 +192,11 @@ def tilted(s, t=0.0):
 num, steps = (3000, 100) if not quick else (200, 10)
 x_T = torch.randn(num, 2, dtype=torch.float64)
 class_0, times = torch.zeros(num, dtype=torch.int64), minidiff.spacing(vp, steps)
+null_points = oracle.null(class_0)
 
 
 def guided_points(s, sampler=samplers.ddim, **options):
-    denoise = minidiff.guidance.classifier_free(everything, class_0, s, oracle.null(class_0))
+    denoise = minidiff.guidance.classifier_free(everything, class_0, s, null_points)
     *_, last = sampler(denoise, vp, x_T, times, torch.randn_like, **options)
     return last.x
 
@@ -222,28 +219,21 @@ def over_tilted(clouds):
 
 scales = (0.0, 1.0, 2.0, 4.0, 8.0)
 by_ddim = {s: guided_points(s) for s in scales}
+followed, needed = tilted(4.0, 0.5) @ cells, vp(0.5)[0] * (tilted(4.0) @ cells)  # noise only scales the centre
+print(f"at t = 0.5, scale 4, the guided score is that of a density around ({followed[0]:.2f}, {followed[1]:.2f});\n"
+      f"the target with noise is centred at ({needed[0]:.2f}, {needed[1]:.2f})")
 over_tilted({f"scale {s:g}": (points, s) for s, points in by_ddim.items()})
 
 # %% [markdown]
 # At 0 and 1 the points lie on their density. Beyond that they leave it. The bumps of $p^{(s)}$ hardly move, they only lose the side that faces the other class. The points run away from that side, to places where there are almost no data, and get squeezed on the way. At scale 8 barely any point is where the formula says.
 #
-# Where is the mistake? The product $p_t(x)\,p_t(y\mid x)^s$ is formed at each noise level separately. A sampler needs the density of *noised samples of $p^{(s)}$*, and first tilting, then adding noise is not the same as first adding noise, then tilting. The numbers for scale 4:
-
-# %%
-for t in (0.3, 0.5):
-    followed = tilted(4.0, t) @ cells
-    needed = vp(t)[0] * (tilted(4.0) @ cells)  # noise has mean 0: the centre is only scaled
-    print(f"t = {t}: centre of the density that the score belongs to ({followed[0]:.2f}, {followed[1]:.2f}), "
-          f"of noised samples of the target ({needed[0]:.2f}, {needed[1]:.2f})")
-
-# %% [markdown]
-# The guided score leads too far out, because a vague classifier, raised to the fourth power, pulls on everything. Later levels would correct that if the points had time to settle. DDIM gives them none: it moves each point once along its path.
+# Where is the mistake? The product $p_t(x)\,p_t(y\mid x)^s$ is formed at each noise level separately. A sampler needs the density of *noised samples of $p^{(s)}$*, and first tilting, then adding noise is not first adding noise, then tilting. The numbers above the picture show how far apart the two are. A vague classifier, raised to the fourth power, pulls on everything, so the score leads too far out. Later levels would correct that if the points had time to settle. DDIM gives them none: it moves each point once along its path.
 #
 # If that is the reason, then giving them time must help. DDPM adds noise at each step and takes it off again. That is a little Langevin motion, which settles points into the density of the present level. And you can add more of it: after each DDIM step, ten Langevin steps of notebook 04 at the level just reached.
 
 # %%
 def settled_points(s, inner=10):
-    denoise = minidiff.guidance.classifier_free(everything, class_0, s, oracle.null(class_0))
+    denoise = minidiff.guidance.classifier_free(everything, class_0, s, null_points)
     x, route = x_T, times[:: 2]  # half the steps, or this would take a while
     for t, next_t in zip(route, route[1:]):
         *_, last = samplers.ddim(denoise, vp, x, [t, next_t])
@@ -283,51 +273,37 @@ over_tilted({f"{name}, scale 4": (points, 4.0) for name, points in drawn.items()
 #
 # ## How a network learns 'no class'
 #
-# In the plane, the unconditional score came for free. A network has to learn it. The recipe is one line in training: replace the label by one more, the **null**, with probability $p_\text{uncond}$, so that the same weights serve both. Write it, and check against the package's loss with all labels dropped. Ten or twenty per cent is usual; more costs the conditional half, which is the one you need most.
+# In the plane, the unconditional score came for free. A network has to learn it. The recipe is one line in training: with probability $p_\text{uncond}$, usually 0.1 or 0.2, replace the label by one more, the **null**, so that the same weights serve both.
+#
+# Guidance itself is the line that you know. It may act on whatever the network returns, here $v$, because $\varepsilon$, $x_0$ and $v$ are linear in each other. The package runs both halves as one batch of double size. Check all of it.
 
 # %%
-def drop(y, null, p_uncond, generator=None):
-    return torch.where(torch.rand(len(y), generator=generator) < p_uncond, null, y)
+def drop(y, null, p_uncond):
+    return torch.where(torch.rand(len(y)) < p_uncond, null, y)
 
 
 print("this model was trained with p_uncond =", minidiff.checkpoints.read_card("emoji-unet")["training"]["p_uncond"])
-network = model.network
-x0, y = emoji.images()[:8], emoji.labels[:8]
-x0, y = x0.to(run.device), y.to(run.device)
-print("classes", y.tolist(), "-> null", network.null(y).tolist())
-dropped = drop(torch.zeros(10_000), torch.ones(10_000), 0.1).mean()
-assert abs(dropped - 0.1) < 0.02
+null = model.network.null
+x0, y = emoji.images()[:8].to(run.device), emoji.labels[:8].to(run.device)
+print("classes", y.tolist(), "-> null", null(y).tolist())
+assert abs(drop(torch.zeros(10_000), torch.ones(10_000), 0.1).mean() - 0.1) < 0.02
 given = dict(t=torch.full((8,), 0.5, device=run.device), eps=torch.randn_like(x0))
 with torch.no_grad():
-    assert torch.allclose(model.loss(x0, network.null(y), **given), model.loss(x0, y, p_uncond=1.0, **given), rtol=1e-4)
-
-# %% [markdown]
-# Guidance itself is the line you wrote above. It may act on whatever the network returns, here $v$, because $\varepsilon$, $x_0$ and $v$ are linear in each other. The package runs both halves as one batch of double size; the result is the same.
-
-# %%
-with torch.no_grad():
-    x_t = model.forward_process(x0, given["t"], given["eps"])
-    with_y, without = (model.denoise(x_t, 0.5, label).out for label in (y, network.null(y)))
+    assert torch.allclose(model.loss(x0, null(y), **given), model.loss(x0, y, p_uncond=1.0, **given), rtol=1e-4)
+    x_t = model.forward_process(x0, **given)
+    with_y, without = (model.denoise(x_t, 0.5, label) for label in (y, null(y)))
     package = minidiff.guidance.classifier_free(model.denoise, y, 3.0)(x_t, 0.5)
-    assert torch.allclose(without + 3.0 * (with_y - without), package.out, atol=1e-5)
-    eps_halves = [model.denoise(x_t, 0.5, label).eps for label in (y, network.null(y))]
-    assert torch.allclose(torch.lerp(eps_halves[1], eps_halves[0], 3.0), package.eps, atol=1e-4)
-
-sheet, shown = [0.0, 1.0, 2.0, 4.0, 8.0, 12.0], [c for c in range(10) if emoji.classes[c] != "Component"]
-rows = torch.stack([draw(torch.tensor(shown), guidance=s) for s in sheet], dim=1)
-plots.filmstrip(rows, times=[emoji.classes[c].split()[0] for c in shown], rows=[f"scale {s:g}" for s in sheet])
+assert torch.allclose(without.out + 3.0 * (with_y.out - without.out), package.out, atol=1e-4)
+assert torch.allclose(without.eps + 3.0 * (with_y.eps - without.eps), package.eps, atol=1e-4)
 
 # %% [markdown]
-# One column is one starting noise, one class. The top row ignores the class. From 1 to 4 the pictures get clearer. At 12 the colours shout and the shapes fray.
-#
 # ## What it buys and what it costs
 #
-# A sheet convinces; it does not measure. Three numbers do. **Fidelity**: the share of pictures that an independent judge puts into the right class. The judge is a small clean-picture classifier that the model has never met. **Diversity**: the mean distance between the judge's features of two pictures of the same class. And one number for both, the **kernel distance** between generated and real features, which is zero for equal distributions; it punishes wrong pictures and missing variety alike. Labels are drawn as often as they occur in the data, so that real and generated sets can be compared.
+# The sheet at the top convinces; it does not measure. Three numbers do. **Fidelity**: the share of pictures that an independent judge puts into the right class. The judge is a small clean-picture classifier that the model has never met. **Diversity**: the mean distance between the judge's features of two pictures of the same class. And one number for both, the **kernel distance** between generated and real features, which is zero for equal distributions; it punishes wrong pictures and missing variety alike. Labels are drawn as often as they occur in the data, so that real and generated sets can be compared.
 
 # %%
 judge_network = minidiff.metrics.load_features("emoji", run.device)
-features = lambda images: minidiff.metrics.features_of(images, judge_network)
-reference = features(emoji.images() if not quick else emoji.images()[::10])
+reference = minidiff.metrics.features_of(emoji.images() if not quick else emoji.images()[::10], judge_network)
 held_out = minidiff.load_dataset("emoji", size=16, split="test")
 num = 200 if not quick else 10
 wanted = emoji.labels[torch.randperm(len(emoji), generator=torch.Generator().manual_seed(0))[:num]]
@@ -336,7 +312,7 @@ wanted = emoji.labels[torch.randperm(len(emoji), generator=torch.Generator().man
 @torch.no_grad()
 def judge(images, y=wanted):
     """(fidelity, diversity, kernel distance) of pictures (N, 3, 16, 16) that should be of the classes y (N,)."""
-    found = features(images)
+    found = minidiff.metrics.features_of(images, judge_network)
     right = judge_network.classify(images.to(run.device)).argmax(1).cpu() == y
     apart = [torch.pdist(found[y == c]).mean() for c in y.unique() if (y == c).sum() > 2]
     diversity = sum(apart) / max(len(apart), 1)
@@ -359,8 +335,11 @@ scores, clipped, pictures = {}, {}, {}
 
 def measure(name, **options):
     """Draw `num` pictures, keep them, their scores, and the share of clipped values after each step."""
-    seen = clipped[name] = []
-    count = lambda step: seen.append((step.t, (step.x0.abs() >= 1).float().mean().item()))
+    clipped[name] = []
+
+    def count(step):
+        clipped[name].append((step.t, (step.x0.abs() >= 1).float().mean().item()))
+
     pictures[name] = draw(wanted, on_step=count, **options).cpu()
     scores[name] = judge(pictures[name].clamp(-1, 1))
     report(name, scores[name])
@@ -430,32 +409,30 @@ plots.lines(curves, x="t (0 data, 1 noise)", y="share right, held-out pictures")
 # %%
 from minidiff.guidance import gradient_of
 
-no_class, n = torch.full_like(wanted, 10), num // 2  # the null label; half as many pictures
-for s in (1.0, 3.0, 10.0):
-    name = f"classifier, scale {s:g}"
-    pictures[name] = draw(no_class[:n], gradient=gradient_of(classifier.log_prob, s), target=wanted[:n]).cpu()
-    scores[name] = judge(pictures[name], wanted[:n])
-    report(name, scores[name])
+half, no_class = wanted[: num // 2], torch.full_like(wanted[: num // 2], 10)  # half as many pictures; the null label
 ancestral = dict(sampler="ddpm", steps=25 if not quick else 3)
-runs = {
-    "the same, ancestral": (no_class, gradient_of(classifier.log_prob, 10.0), ancestral),
-    "class and classifier": (wanted, gradient_of(classifier.log_prob, 1.0), {}),
-}
-for name, (y, pull, options) in runs.items():
-    pictures[name] = draw(y[:n], gradient=pull, target=wanted[:n], **options).cpu()
-    scores[name] = judge(pictures[name], wanted[:n])
+for name, y, scale, options in [
+    ("classifier, scale 1", no_class, 1.0, {}), ("classifier, scale 10", no_class, 10.0, {}),
+    ("the same, ancestral", no_class, 10.0, ancestral), ("class and classifier", half, 1.0, {}),
+]:
+    pictures[name] = draw(y, gradient=gradient_of(classifier.log_prob, scale), target=half, **options).cpu()
+    scores[name] = judge(pictures[name], half)
     report(name, scores[name])
+order = [int((half == c).nonzero()[0]) for c in shown if (half == c).any()]
+heads = [emoji.classes[half[i]].split()[0] for i in order]
+
+
+def strip(*names):
+    """The same noises and classes in each row, as far as they were drawn under these names."""
+    shots = torch.stack([pictures[name][order].clamp(-1, 1) for name in names], dim=1)
+    return plots.filmstrip(shots, times=heads, rows=names)
+
+
+strip("scale 1", "classifier, scale 1", "classifier, scale 10", "the same, ancestral", "class and classifier")
 
 # %% [markdown]
-# At scale 1, which was exact in the plane, the classifier alone gets about half of the pictures right. It is not the true $p_t(y\mid x_t)$: it knows too little where it matters most, at high noise. With 10 it does its work. Dhariwal and Nichol found the same on ImageNet, and used 10 for their unconditional model. Added to a model that has learned the class, scale 1 already works like a good deal of classifier-free guidance. Both corrections can be stacked, since both are gradients of a classifier.
-
-# %%
-names = ["classifier, scale 1", "classifier, scale 10", "the same, ancestral", "class and classifier", "scale 3"]
-order = [int((wanted[:n] == c).nonzero()[0]) for c in shown if (wanted[:n] == c).any()]
-heads = [emoji.classes[wanted[i]].split()[0] for i in order]
-plots.filmstrip(torch.stack([pictures[name][order] for name in names], dim=1), times=heads, rows=names)
-
-# %% [markdown]
+# At scale 1, which was exact in the plane, the classifier alone gets about half of the pictures right. It is not the true $p_t(y\mid x_t)$: it knows too little at high noise, where classes are decided. With 10 it does its work; Dhariwal and Nichol, too, used 10 for their unconditional model. Added to a model that knows the class, scale 1 already works like a good deal of classifier-free guidance. Both are gradients of a classifier, so they add up.
+#
 # ## Guided by words
 #
 # Nothing in the derivation says that $y$ must be a class. Take a **scorer** in the manner of CLIP: one network turns a picture into a unit vector $f(x_t, t)$, another a sentence into $g(y)$, and the two are trained so that pictures point where their captions do. Then $\log p_t(y\mid x_t)$ is $\tau\, f(x_t, t)\cdot g(y)$, up to a term that counts all other sentences. GLIDE (Nichol et al. 2022) steers with its gradient. The scorer, too, must know noisy pictures.
@@ -466,7 +443,8 @@ plots.filmstrip(torch.stack([pictures[name][order] for name in names], dim=1), t
 scorer = minidiff.load("emoji-clip", run.device)
 words = ["red heart", "green apple", "flag of France", "flag of Japan", "blue circle", "smiling face", "full moon",
          "cat face", "orange square", "tree"]
-none, rows = torch.full((10,), 10), {"no words": draw(torch.full((10,), 10))}
+none = torch.full((10,), 10)
+rows = {"no words": draw(none)}
 for s in (1.0, 3.0, 10.0):
     rows[f"CLIP, scale {s:g}"] = draw(none, gradient=gradient_of(scorer.log_prob, s), target=words)
 slow = dict(sampler="ddpm", steps=100 if not quick else 3)
@@ -514,7 +492,7 @@ def voice(t):
     x0, y = emoji.images()[::30].to(run.device), emoji.labels[::30].to(run.device)
     eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(1)).to(run.device)
     x_t = model.forward_process(x0, torch.full((len(x0),), t, device=run.device), eps)
-    return (model.denoise(x_t, t, y).x0 - model.denoise(x_t, t, network.null(y)).x0).square().mean().sqrt().item()
+    return (model.denoise(x_t, t, y).x0 - model.denoise(x_t, t, null(y)).x0).square().mean().sqrt().item()
 
 
 @plots.quiet
@@ -535,60 +513,36 @@ excess()
 # %% [markdown]
 # The label speaks in the middle. Near $t = 1$ its voice is about half as loud, but there it moves the whole picture at once, and every sample of a class to the same side. Near $t = 0$ the picture shows what it is, and the label adds nothing. Five cures follow from this.
 #
-# An **interval** guides in the middle only (Kynkäänniemi et al. 2024); outside it the conditional model runs alone, at half the price. **Power-cosine** guidance (MDT, DiffiT) lets the scale grow from 1 at pure noise to $s$ at the end. **Rescaling** (Lin et al. 2024) gives each guided prediction the standard deviation of the conditional one. **Dynamic thresholding** (Imagen) finds the 99.5 % quantile of $|\hat x_0|$ in each picture and, if above 1, divides by it, where static clipping just cuts. The fifth, autoguidance, comes after. First the two formulas, by hand.
-
-# %%
-with torch.no_grad():
-    x_t, y = x_t[:8], emoji.labels[:8].to(run.device)
-    with_y = model.denoise(x_t, 0.5, y).out
-    guided = torch.lerp(without, with_y := model.denoise(x_t, 0.5, y).out, 8.0)
-    deviation = lambda out: out.std((1, 2, 3), keepdim=True)  # of each picture, over channels and pixels
-    mine = 0.7 * guided * deviation(with_y) / deviation(guided) + 0.3 * guided
-    package = minidiff.guidance.classifier_free(model.denoise, y, 8.0, rescale=0.7)(x_t, 0.5)
-    assert torch.allclose(mine, package.out, atol=1e-5)
-
-    strong = minidiff.guidance.classifier_free(model.denoise, y, 8.0)
-    x0 = strong(x_t, 0.5).x0
-    s = x0.abs().flatten(1).quantile(0.995, dim=1).clamp(min=1).view(-1, 1, 1, 1)
-    package = minidiff.guidance.dynamic_threshold(strong)(x_t, 0.5)
-    assert torch.allclose(x0.clamp(-s, s) / s, package.x0, atol=1e-5)
-
-# %% [markdown]
-# All at scale 8, same noise, same labels. The last column is the standard deviation of the pixels of a picture, a measure of contrast; real emoji have the value in the last row.
+# An **interval** guides in the middle only (Kynkäänniemi et al. 2024); outside it the conditional model runs alone, at half the price. **Power-cosine** guidance (MDT, DiffiT) lets the scale grow from 1 at pure noise to $s$ at the end. **Rescaling** (Lin et al. 2024) gives each guided prediction the standard deviation of the conditional one. **Dynamic thresholding** (Imagen) finds the 99.5 % quantile of $|\hat x_0|$ in each picture and, if above 1, divides by it, where static clipping just cuts. The fifth, autoguidance, comes after.
 
 # %%
 from IPython.display import Markdown
 
+with torch.no_grad():  # the formula of dynamic thresholding, beside the package's
+    strong = minidiff.guidance.classifier_free(model.denoise, emoji.labels[:8].to(run.device), 8.0)
+    noisy = torch.randn(8, 3, 16, 16).to(run.device)
+    x0 = strong(noisy, 0.5).x0
+    s = x0.abs().flatten(1).quantile(0.995, dim=1).clamp(min=1).view(-1, 1, 1, 1)
+    assert torch.allclose(x0.clamp(-s, s) / s, minidiff.guidance.dynamic_threshold(strong)(noisy, 0.5).x0, atol=1e-5)
 cures = {
     "no clipping": dict(clipped=False), "interval 0.2 to 0.8": dict(interval=(0.2, 0.8)),
     "power-cosine, 4": dict(power=4), "rescale 0.7": dict(rescale=0.7), "dynamic threshold": dict(clipped="dynamic"),
 }
 for name, options in cures.items():
     measure(name, guidance=8.0, **options)
-
-
-def row(name, title, values, images):
-    contrast = images.std((1, 2, 3)).mean().item()
-    return f"| {title} | {values[0]:.0%} | {values[1]:.2f} | {values[2]:.3f} | {contrast:.2f} |"
-
-
+display(strip("scale 1", "scale 8", *cures))
+rows = {name: (scores[name], pictures[name]) for name in ("scale 1", "scale 3", "scale 8", *cures)}
+rows["real, held out"] = real, held_out.images()
 table = ["| | fidelity | diversity | kernel distance | contrast |", "|---|---|---|---|---|"]
-table += [row(name, name, scores[name], pictures[name]) for name in ("scale 1", "scale 3", "scale 8", *cures)]
-Markdown("\n".join([*table, row("real", "real, held out", real, held_out.images())]))
+for name, ((fidelity, diversity, kernel), images) in rows.items():
+    contrast = images.std((1, 2, 3)).mean()
+    table.append(f"| {name} | {fidelity:.0%} | {diversity:.2f} | {kernel:.3f} | {contrast:.2f} |")
+Markdown("\n".join(table))
 
 # %% [markdown]
-# And the same pictures under each treatment.
-
-# %%
-names = ["scale 1", "scale 8", *cures]
-order = [int((wanted == c).nonzero()[0]) for c in shown if (wanted == c).any()]
-heads = [emoji.classes[wanted[i]].split()[0] for i in order]
-plots.filmstrip(torch.stack([pictures[name][order].clamp(-1, 1) for name in names], dim=1), times=heads, rows=names)
-
-# %% [markdown]
-# The interval is the clear winner: nearly the fidelity of scale 8 with much of the lost diversity back, at less cost. Power-cosine guidance is gentler, it is close to no guidance at high noise, where layout is decided; at this scale it gives up fidelity for diversity.
+# All at scale 8, but the first rows, with the same noise and labels. Contrast is the standard deviation of the values in a picture. The interval is the clear winner: nearly the fidelity of scale 8 with much of the lost diversity back, at less cost. Power-cosine is gentler still. It hardly guides at high noise, where layout is decided, and gives up fidelity for diversity.
 #
-# The other two are a surprise. Both make it worse, and dynamic thresholding ruins the pictures. Look at the ground: it has turned grey. Emoji stand on pure white, and a third of their values is exactly 1 by right. Both cures take large values for a symptom, and shrink them at every step. They were made for photographs, where few values are extreme. A cure is a statement about your data.
+# The other two are a surprise. Both make it worse, and dynamic thresholding ruins the pictures. Look at the ground: it has turned grey. Emoji stand on pure white, and a third of their values is 1 by right. Both cures take large values for a symptom, and shrink them at every step. They were made for photographs, where few values are extreme. A cure is a statement about your data.
 #
 # ## Guided by a worse self
 #
@@ -597,79 +551,54 @@ plots.filmstrip(torch.stack([pictures[name][order].clamp(-1, 1) for name in name
 # In the plane this can be tested cleanly. Networks smear. Let the trained model be the truth with bumps of width 0.4 in place of 0.3, and its weaker brother have 0.5.
 
 # %%
-strong_data, weak_data = (Mixture(weights, means, spread, labels) for spread in (0.4, 0.5))
-strong = minidiff.guidance.condition(strong_data.denoiser(vp), class_0)
-weak = minidiff.guidance.condition(weak_data.denoiser(vp), class_0)
+def model_of(spread, shift=0.0):
+    return Mixture(weights, means + shift, spread, labels).denoiser(vp)
+
+
+strong, weak = (minidiff.guidance.condition(model_of(spread), class_0) for spread in (0.4, 0.5))
+other = minidiff.guidance.condition(model_of(0.4, shift=0.2), class_0)  # its bumps are not too wide, but misplaced
 auto = minidiff.guidance.autoguidance(strong, weak, 2.0)
 assert torch.allclose(auto(x_T, 0.4).x0, 2 * strong(x_T, 0.4).x0 - weak(x_T, 0.4).x0)
 
-free = minidiff.guidance.classifier_free(strong_data.denoiser(vp), class_0, 2.0, oracle.null(class_0))
 clouds = {"truth": oracle.sample(len(x_T), torch.Generator().manual_seed(1), y=0)}
-for name, denoise in {"trained": strong, "classifier-free, 2": free, "autoguidance, 2": auto}.items():
+for name, denoise in {
+    "trained": strong, "classifier-free": minidiff.guidance.classifier_free(model_of(0.4), class_0, 2.0, null_points),
+    "autoguidance": auto, "another fault": minidiff.guidance.autoguidance(strong, other, 2.0),
+}.items():
     *_, last = samplers.ddim(denoise, vp, x_T, times)
     clouds[name] = last.x
 shape = {}
 for name, points in clouds.items():
     own = points[torch.cdist(points, means[:2]).argmin(1) == 0]  # those at the left bump
     shape[name] = own.std(0).mean().item(), (own.mean(0) - means[0]).norm().item()
-    print(f"{name:>20}: left bump has width {shape[name][0]:.2f}, its centre is off by {shape[name][1]:.2f}")
+    print(f"{name:>15}: left bump has width {shape[name][0]:.2f}, its centre is off by {shape[name][1]:.2f}")
 over_tilted({name: (points, 1.0) for name, points in clouds.items()})
 
 # %% [markdown]
-# Classifier-free guidance narrows the bump and throws it out of place. Autoguidance gives it nearly its true width, and leaves it where it is. But the weak model must err *in the same way*, only more. Disturb the weights of the emoji model at random and take that for the weak one:
-
-# %%
-import copy
-
-crippled = copy.deepcopy(model)
-torch.manual_seed(run.seed)
-with torch.no_grad():
-    for weight in crippled.parameters():
-        weight.add_(0.1 * weight.std(correction=0) * torch.randn_like(weight))
-y = wanted.to(run.device)
-strong, weak = (minidiff.guidance.condition(m.denoise, y) for m in (model, crippled))
-auto = minidiff.prediction.clip(minidiff.guidance.autoguidance(strong, weak, 1.5))  # clipping goes outermost
-noise = minidiff.seeded_noise([(3, k) for k in range(num)])  # the noise of seed=3
-x = model.schedule.start((num, 3, 16, 16), noise, 1.0, device=run.device)
-*_, last = samplers.SAMPLERS["dpmpp_2m"](auto, model.schedule, x, minidiff.spacing(model.schedule, 15 if not quick else 3))
-scores["autoguidance"] = judge(last.x.clamp(-1, 1).cpu())
-for name in ("scale 1", "autoguidance"):
-    report(name, scores[name])
-
-# %% [markdown]
-# Next to nothing. Random damage is not the damage of a short training. The paper's weak models are smaller, or were stopped early. When you train your own model, keep an early checkpoint.
+# Classifier-free guidance narrows the bump and throws it out of place. Autoguidance gives it nearly its true width, and leaves it where it is. But the weak model must err *in the same way*, only more. The last panel leads away from a model whose fault is another, bumps in the wrong place. The width stays, and a new error appears. Smaller or less trained versions have the right faults. When you train a model, keep an early checkpoint.
 #
 # ## Away from something
 #
 # The null is just a place to lead away from. Put another condition there, and you lead away from *that*: a **negative** condition. Below, the wanted condition is 'no class' and the negative one is 'flag': anything, but no flags.
+#
+# And a story. GLIDE's network returns six channels, three of colour and three for the variance, and its code guides the first three. DiT copied the line. But DiT works on latents, and they have *four* channels: the fourth was never guided, in its published samples and in those of many heirs of its code. The option `guide_first=3` reproduces them. To see what it does, guide red and green here, but not blue.
 
 # %%
 flag = emoji.classes.index("Flags")
-count = 100 if not quick else 10
-free_choice = torch.full((count,), 10)
-away, share = {}, {}
-for name, options in {"anything": {}, "but no flags": dict(guidance=2.0, negative=flag)}.items():
-    away[name] = draw(free_choice, **options).cpu()
+free_choice = torch.full((100 if not quick else 10,), 10)
+away = {"anything": draw(free_choice), "but no flags": draw(free_choice, guidance=2.0, negative=flag)}
+share = {}
+for name, images in away.items():
     with torch.no_grad():
-        share[name] = (judge_network.classify(away[name].to(run.device)).argmax(1) == flag).double().mean().item()
-    print(f"{name}: {share[name]:.0%} flags among {count}")
-plots.filmstrip(torch.stack([images[:12] for images in away.values()], dim=1), rows=list(away), columns=12)
+        share[name] = (judge_network.classify(images).argmax(1) == flag).double().mean().item()
+    print(f"{name}: {share[name]:.0%} flags among {len(images)}")
+display(plots.filmstrip(torch.stack([images[:10] for images in away.values()], dim=1).cpu(), rows=list(away)))
+measure("first two channels", guidance=3.0, guide_first=2)
+report("scale 3", scores["scale 3"])
+strip("scale 3", "first two channels")
 
 # %% [markdown]
-# The flags are gone, and the noises that would have become flags make something else.
-#
-# ## Three channels of four
-#
-# A story to end with. GLIDE's network returns six channels, three of colour and three for the variance, and its code guides only the first three. DiT copied the line. But DiT works on latents, and they have *four* channels: the fourth was never guided, in its published samples and in those of many models that inherited the code. The option `guide_first=3` reproduces them. For a feeling of what it does, guide red and green here, but not blue.
-
-# %%
-measure("two channels of three", guidance=3.0, guide_first=2)
-pair = ["scale 3", "two channels of three"]
-report(pair[0], scores[pair[0]])
-plots.filmstrip(torch.stack([pictures[name][order] for name in pair], dim=1), times=heads, rows=pair)
-
-# %% [markdown]
-# Colours lose their balance, and nothing crashes. That is why such a line can live for years. What found it was not a plot but a question about shapes.
+# The flags are gone, and the noises that would have become flags make something else. With two guided channels, colours lose their balance, but nothing crashes. That is why such a line can live for years.
 #
 # ## Try it
 #
@@ -680,8 +609,7 @@ def explore(scale=8.0, begin=0.2, end=0.8):
     if begin >= end:
         return "The interval must begin before it ends."
     guided = {} if scale == 1 else dict(guidance=scale, interval=(begin, end))
-    y = torch.tensor(shown[:8]).repeat_interleave(2)
-    return plots.grid(draw(y, **guided), columns=8, titles=[emoji.classes[c].split()[0] for c in y])
+    return plots.grid(draw(shown.repeat(2), **guided), columns=9, titles=titles * 2)
 
 
 widgets.explore(explore, scale=[1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 12.0], begin=[0.0, 0.1, 0.2, 0.3, 0.4, 0.5],
@@ -761,23 +689,7 @@ def rescale(guided, conditional, phi):
 exercises.check_rescale(rescale)
 
 # %% [markdown]
-# **4. A project: which interval?** The paper gives its interval as noise levels, 0.28 to 1.61, for a schedule whose signal has scale 1. Such a level is the ratio $\sigma/\alpha$, and the log-SNR is $\log(\alpha^2/\sigma^2)$. Turn two levels into times with `schedule.inverse`.
-
-# %% tags=["exercise"] name="interval_in_time"
-import math
-
-def interval_in_time(schedule, lo, hi):
-    """(begin, end) in time for levels lo < hi, each the ratio of noise to signal; schedule.inverse(log_snr) -> t."""
-    ...  # your code
-
-# %% [markdown]
-# The check uses three schedules.
-
-# %%
-exercises.check_interval_in_time(interval_in_time)
-
-# %% [markdown]
-# Then the project. Where does their interval lie on the cosine schedule of the emoji model? Measure it at scales 2, 4 and 8 with `measure`, beside intervals that are as wide in log-SNR but lie elsewhere. Draw fidelity against diversity for all of them. Is the best interval the place where the label's voice is loudest?
+# **4. A project: which interval?** The paper gives its interval as noise levels, 0.28 to 1.61, for a schedule whose signal has scale 1. Such a level is the ratio $\sigma/\alpha$, not $\sigma$. Turn two levels into times of the emoji model with `model.schedule.inverse`, which takes a log-SNR. Then measure that interval at scales 2, 4 and 8 with `measure`, beside others that are as wide in log-SNR but lie elsewhere. Draw fidelity against diversity for all of them. Is the best interval where the label's voice is loudest?
 #
 # ## What you learned
 #

@@ -1,11 +1,8 @@
-"""Checks of notebook 07: the two scales, classifier guidance on eps, rescaling, and an interval of noise in time."""
-
-import math
+"""Checks of notebook 07: the two scales, classifier guidance on eps, and rescaling."""
 
 import torch
 
-from minidiff import schedules
-from minidiff.course.exercises import compare, exercise, unpack
+from minidiff.course.exercises import compare, exercise
 from minidiff.guidance import rescaled
 
 
@@ -87,34 +84,3 @@ def check_rescale(rescale):
 
 def same(a, b):
     return torch.allclose(a, b, rtol=1e-4, atol=1e-6)
-
-
-@exercise("an interval is a range of noise to signal; only the schedule knows when that is.")
-def check_interval_in_time(interval_in_time):
-    for schedule in (schedules.cosine(), schedules.linear(None), schedules.flow()):
-        for lo, hi in ((0.283, 1.61), (0.05, 6.0)):
-            def at(to_log_snr, lo=lo, hi=hi, schedule=schedule):
-                return torch.tensor([schedule.inverse(to_log_snr(s)) for s in (lo, hi)])
-
-            right = at(lambda s: -2 * math.log(s))
-            mistakes = {
-                "the result must be (begin, end) in time, the smaller first": right.flip(0),
-                "you forgot the 2: log-SNR is the logarithm of a SQUARED ratio": at(lambda s: -math.log(s)),
-                "the sign: much noise is a low log-SNR": at(lambda s: 2 * math.log(s)),
-                "the sign, and the 2: log-SNR is -2 log(sigma)": at(lambda s: math.log(s)),
-                "inverse takes a log-SNR, not a sigma": at(lambda s: s),
-                "inverse takes the logarithm of the ratio": at(lambda s: 1 / s**2),
-                "these are noise levels still, not times": torch.tensor([lo, hi]),
-                "in the paper sigma stands beside a signal of scale 1: it is sigma / alpha, not this schedule's sigma":
-                    by_sigma_alone(schedule, lo, hi),
-            }  # fmt: skip
-            found = torch.tensor([float(v) for v in unpack(interval_in_time(schedule, lo, hi), "begin", "end")])
-            compare(found, right, mistakes, name="the interval", atol=1e-4)
-
-
-def by_sigma_alone(schedule, lo, hi):
-    """The times at which the schedule's own sigma is lo and hi, 1 where it never gets there."""
-    t = torch.linspace(0, 1, 20_001, dtype=torch.float64)
-    sigma = schedule(t)[1]
-    found = [t[(sigma - s).abs().argmin()] if s < 1 else t[-1] for s in (lo, hi)]
-    return torch.stack(found).float()
