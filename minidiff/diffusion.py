@@ -66,6 +66,7 @@ class Diffusion(nn.Module):
         self.network, self.schedule, self.prediction, self.time = network, schedule, prediction, time
         self.learned_range, self.shape, self.value_range = learned_range, tuple(shape), tuple(value_range)
         self.latents = latents
+        self._times = {}  # (t, device) -> what the network is fed there
         self._checked = False  # the first batch that a loss sees is checked in full, the others by shape alone
 
     @property
@@ -110,12 +111,12 @@ class Diffusion(nn.Module):
 
         y is the condition, None for an unconditional network; further `inputs` pass through to the network.
         """
-        alpha, sigma = self.alpha_sigma(t, x_t)
-        time = TIMES[self.time](t, self.schedule)
-        if not isinstance(time, torch.Tensor):
-            time = torch.full((1,), time, device=x_t.device)  # float32, shared by the whole batch
+        if isinstance(t, torch.Tensor):
+            (alpha, sigma), time = self.alpha_sigma(t, x_t), TIMES[self.time](t, self.schedule).float().view(-1)
+        else:
+            (alpha, sigma), time = self.schedule(t), self._shared_time(t, x_t.device)
         x = x_t / (sigma**2 + (SIGMA_DATA * alpha) ** 2) ** 0.5 if self.prediction == "edm" else x_t  # c_in, eq. 7
-        out = self.network(x, time.float().view(-1), y, **inputs)
+        out = self.network(x, time, y, **inputs)
         channels = (2 if self.learned_range else 1) * x_t.shape[1]
         if out.shape[1] != channels:  # one channel would broadcast against three, and train in silence
             raise ValueError(
@@ -124,6 +125,17 @@ class Diffusion(nn.Module):
             )
         out, v_range = out.chunk(2, dim=1) if self.learned_range else (out, None)
         return Prediction(self.prediction, x_t, out, alpha, sigma, v_range)
+
+    def _shared_time(self, t, device):
+        """What the network is fed at a float t, (1,) for the whole batch; kept, since samplers come by again."""
+        time = self._times.get((t, device))
+        if time is None or time._version:  # the network wrote into its input
+            if len(self._times) > 4096:
+                self._times.clear()
+            with torch.inference_mode(False):  # or autograd would refuse it later
+                time = torch.full((1,), TIMES[self.time](t, self.schedule), dtype=torch.float32, device=device)
+            self._times[t, device] = time
+        return time
 
     # --- training ----------------------------------------------------------------------------------------------
 

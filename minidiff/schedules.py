@@ -9,6 +9,7 @@ One file, though a long one, so that the schedules can be compared line by line;
 """
 
 import bisect
+import functools
 import math
 
 import numpy as np
@@ -29,25 +30,35 @@ class Schedule:
         self._alpha_sigma, self._rates, self._inverse, self._start_std = alpha_sigma, rates, inverse, start_std
         self.betas = betas
         self.steps = None if betas is None else len(betas)
+        # A sampler asks for the same few times, batch after batch: what follows from a float is computed once
+        self._at, self._log_snr_at = map(functools.lru_cache(4096), (self._at, self._log_snr_at))
 
     def __repr__(self):
         return f"{self.name}({', '.join(f'{k}={v!r}' for k, v in self.arguments.items())})"
 
     def __call__(self, t):
         """(alpha, sigma) at time t: floats for a float, tensors (B,) for a tensor (B,). (1, 0) at t = 0."""
-        if isinstance(t, torch.Tensor):
-            if not t.is_floating_point():
-                raise ValueError(f"t must hold floats from 0 to 1, got {t.dtype}; step i of T is at t = (i + 1) / T")
-            return self._alpha_sigma(t, torch)
-        if self.steps and not -1e-6 < t < 1 + 1e-6:  # the table would take it for one of its ends
-            raise ValueError(f"t must be from 0 to 1, got {t}; step i of {self.steps} is at t = (i + 1) / {self.steps}")
-        return (1.0, 0.0) if t == 0 else self._alpha_sigma(float(t), math)
+        if not isinstance(t, torch.Tensor):
+            return self._at(t)
+        if not t.is_floating_point():
+            raise ValueError(f"t must hold floats from 0 to 1, got {t.dtype}; step i of T is at t = (i + 1) / T")
+        return self._alpha_sigma(t, torch)
 
     def log_snr(self, t):
         """log(alpha^2 / sigma^2): +inf at t = 0, -inf where alpha is 0."""
+        if not isinstance(t, torch.Tensor):
+            return self._log_snr_at(t)
         alpha, sigma = self(t)
-        if isinstance(t, torch.Tensor):
-            return 2 * (alpha.log() - sigma.log())
+        return 2 * (alpha.log() - sigma.log())
+
+    def _at(self, t):
+        T = self.steps
+        if T and not -1e-6 < t < 1 + 1e-6:  # the table would take it for one of its ends
+            raise ValueError(f"t must be from 0 to 1, got {t:g}; step i of {T} is at t = (i + 1) / {T}")
+        return (1.0, 0.0) if t == 0 else self._alpha_sigma(float(t), math)
+
+    def _log_snr_at(self, t):
+        alpha, sigma = self._at(t)
         if sigma == 0 or alpha == 0:
             return math.inf if sigma == 0 else -math.inf
         return 2 * (math.log(alpha) - math.log(sigma))

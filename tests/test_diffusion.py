@@ -266,3 +266,18 @@ def test_logit_normal_times_have_their_distribution():
         diffusion.sample_times(3, times="logitnormal")
     with pytest.raises(ValueError, match="std must be above 0, got 0"):
         logit_normal_times(3, std=0)
+
+
+def test_a_network_that_writes_into_its_time_spoils_no_later_step():
+    class Writes(torch.nn.Module):
+        def forward(self, x, time, y=None):
+            seen.append(time.item())
+            time *= 0
+            return x
+
+    seen, x = [], torch.zeros(1, 2)
+    diffusion = Diffusion(Writes(), schedules.linear(), "eps", shape=(2,))
+    with torch.inference_mode():
+        diffusion.denoise(x, 0.5)
+    diffusion.denoise(x.requires_grad_(), 0.5).x0.sum().backward()
+    assert seen == [499.0, 499.0]

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from minidiff.errors import unknown_name
+from minidiff.prediction import combine
 from minidiff.variational import step_variances
 
 VARIANCES = ("small", "large", "learned")
@@ -41,7 +42,7 @@ def ddim(denoise, schedule, x_T, times, noise=None, *, eta=0.0):
         x0 = denoise(x, t).x0
         variance = eta**2 * step_variances(schedule, s, t)[0] if eta else 0.0
         on_x = math.sqrt(max(sigma_s**2 - variance, 0.0)) / sigma
-        x = torch.add(on_x * x, x0, alpha=alpha_s - alpha * on_x)
+        x = combine(on_x, x, alpha_s - alpha * on_x, x0)
         if eta:
             x = torch.add(x, noise(x), alpha=math.sqrt(variance))
         yield Step(x, s, x0)
@@ -64,7 +65,7 @@ def ddpm(denoise, schedule, x_T, times, noise, *, variance="small", gradient=Non
         small, large = step_variances(schedule, s, t)
         prediction = denoise(x, t)
         on_x = alpha / alpha_s * (sigma_s / sigma) ** 2
-        mean = torch.add(on_x * x, prediction.x0, alpha=large / sigma**2 * alpha_s)
+        mean = combine(on_x, x, large / sigma**2 * alpha_s, prediction.x0)
         z = noise(x)
         shift = None if gradient is None or s == 0 else gradient(x, t)
         if s == 0:

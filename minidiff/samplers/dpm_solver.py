@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 import torch
 
+from minidiff.prediction import combine
 from minidiff.samplers.ancestral import Step
 
 
@@ -69,8 +70,8 @@ def phis(H, count):
 
 def weighted(x, on_x, scale, weights, models):
     """on_x x - scale (sum of weights times models)."""
-    x = on_x * x
-    for weight, m in zip(weights, models):
+    x = combine(on_x, x, -scale * weights[0], models[0])
+    for weight, m in zip(weights[1:], models[1:]):
         x = torch.add(x, m, alpha=-scale * weight)
     return x
 

@@ -12,6 +12,7 @@ import math
 
 import torch
 
+from minidiff.prediction import combine
 from minidiff.samplers.ancestral import Step
 
 
@@ -46,7 +47,7 @@ def euler(denoise, schedule, x_T, times, noise=None, *, dt=None):
         h = s - t if dt is None else -dt
         x0 = denoise(x, t).x0
         p, q = drift(schedule, t, s)
-        x = torch.add((1 + h * p) * x, x0, alpha=h * q)
+        x = combine(1 + h * p, x, h * q, x0)
         yield Step(x, s, x0)
 
 
@@ -79,10 +80,10 @@ def _second_order(denoise, schedule, x_T, times, part):
         x0 = denoise(x, t).x0
         p, q = drift(schedule, t, s)
         if s == 0:
-            x = torch.add((1 + h * p) * x, x0, alpha=h * q)
+            x = combine(1 + h * p, x, h * q, x0)
         else:
             between = t + part * h
-            there = torch.add((1 + part * h * p) * x, x0, alpha=part * h * q)
+            there = combine(1 + part * h * p, x, part * h * q, x0)
             x0 = denoise(there, between).x0
             p, q = drift(schedule, between, s)
             kept = (1 - weight) / part  # the share of the way to `there` that stays, besides the second slope

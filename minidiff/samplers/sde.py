@@ -10,6 +10,7 @@ import math
 import torch
 
 from minidiff.errors import check_whole, unknown_name
+from minidiff.prediction import combine
 from minidiff.samplers.ancestral import VARIANCES, Step, ddpm
 from minidiff.samplers.ode import check_dt
 from minidiff.schedules import match
@@ -18,7 +19,7 @@ from minidiff.variational import step_variances
 
 def _take(x, on_x, x0, on_x0, z, on_z):
     """on_x x + on_x0 x0 + on_z z; the noise has been drawn in any case, but 0 of it costs nothing."""
-    x = torch.add(on_x * x, x0, alpha=on_x0)
+    x = combine(on_x, x, on_x0, x0)
     return torch.add(x, z, alpha=on_z) if on_z else x
 
 
