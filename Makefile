@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # One thread a process: two pytest workers share two cores better that way.
 QUICK := MINIDIFF_TIER=smoke OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: tour lab test test-slow verify notebooks weights weights-gpu clean
+.PHONY: tour lab test test-slow verify bench notebooks weights weights-gpu clean
 
 tour: $(VENV)/.notebooks
 	$(BIN)/python tools/notebooks.py tour
@@ -26,7 +26,7 @@ test: $(VENV)/.test
 test-slow: $(VENV)/.test
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2 -m slow --durations=10 tests
 
-# Writes docs/verification.md: each golden's error, each parameter count.
+# Writes docs/verification.md: each golden's error, each parameter count, each sampler's error and order.
 verify: $(VENV)/.test
 	$(BIN)/python tools/verify.py
 
@@ -36,10 +36,18 @@ notebooks: $(VENV)/.test
 	$(BIN)/python tools/notebooks.py build
 	$(BIN)/python tools/notebooks.py execute
 
-# Trains the shipped weights of 16 pixels anew: two hours on a CPU.
+# Trains the shipped weights of 16 pixels anew: two and a half hours on a CPU.
 weights: $(VENV)/.test
 	$(BIN)/python tools/train_weights.py emoji-unet
 	$(BIN)/python tools/train_weights.py shapes-unet
+	$(BIN)/python tools/train_weights.py emoji-classifier
+	$(BIN)/python tools/train_weights.py emoji-clip
+	$(BIN)/python tools/train_features.py digits
+	$(BIN)/python tools/train_features.py emoji
+
+# The project's code beside its peers', on this machine: benchmarks/*.json
+bench: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sampler_overhead.py
 
 # Trains those of 32 pixels, which need a GPU; they are not shipped yet.
 weights-gpu: $(VENV)/.test

@@ -217,7 +217,9 @@ def gradient_of(log_prob, scale=1.0):
             x = x_t.detach().requires_grad_()
             return torch.autograd.grad(scale * log_prob(x, t, y).sum(), x)[0]
 
-    gradient.schedule = owner(log_prob, "schedule")  # for which noise the scorer was trained, if it says so
+    # For which noise the scorer was trained, and which classes it knows, if it says so
+    gradient.schedule = owner(log_prob, "schedule")
+    gradient.classes = getattr(owner(log_prob, "network"), "num_classes", None)
     return gradient
 
 

@@ -1,6 +1,7 @@
 """Where a sampler stops on its way from noise to data: lists of times."""
 
 import math
+import numbers
 
 import numpy as np
 
@@ -21,7 +22,7 @@ def spacing(schedule, steps, kind="uniform", *, t_end=0.0, rho=7.0):
     Raises ValueError for fewer than one step, more than T, counts that do not fit the schedule, or a `t_end` that is
     not below all other times.
     """
-    if kind not in SPACINGS:
+    if not isinstance(kind, str) or kind not in SPACINGS:
         raise unknown_name("spacing", kind, SPACINGS)
     if kind != "sections" or not isinstance(steps, str):
         check_whole("steps", steps)
@@ -29,8 +30,8 @@ def spacing(schedule, steps, kind="uniform", *, t_end=0.0, rho=7.0):
             raise ValueError(
                 f"steps must be at most {schedule.steps}, the number of steps of {schedule}; got {steps}"
             )
-    if not 0 <= t_end < 1:
-        raise ValueError(f"t_end must be at least 0 and below 1, got {t_end}")
+    if not isinstance(t_end, numbers.Real) or not 0 <= t_end < 1:
+        raise ValueError(f"t_end must be at least 0 and below 1, got {t_end!r}")
     if kind in DISCRETE:
         if not schedule.steps:
             raise ValueError(f'spacing "{kind}" picks discrete steps, and {schedule} has none; use "uniform"')

@@ -211,6 +211,29 @@ def test_gradient_is_of_labels_or_words_as_given(diffusion):
     ])] == [True] * 8  # fmt: skip
 
 
+def test_classes_of_a_classifier_are_checked_before_it_runs(diffusion):
+    from minidiff.scorers import Classifier
+
+    classifier = Classifier(create_model("classifier_test"), diffusion.schedule, shape=(3, 8, 8))
+    classes, gradient = classifier.network.num_classes, minidiff.gradient_of(classifier.log_prob)
+    assert sample(diffusion, 2, y=0, steps=1, gradient=gradient, target=classes - 1, progress=False).isfinite().all()
+    for target in (classes, -1, 0.5):
+        with pytest.raises(ValueError, match=f"target: classes must be whole numbers from 0 to {classes - 1}, got"):
+            sample(diffusion, 2, y=0, steps=1, gradient=gradient, target=target, progress=False)
+    with pytest.raises(ValueError, match="target is missing"):
+        sample(diffusion, 2, y=0, steps=1, gradient=gradient, progress=False)
+
+
+def test_a_learned_variance_is_what_ddpm_takes_by_default():
+    torch.manual_seed(0)
+    network = create_model("ddpm_test", out_channels=6)
+    model = Diffusion(network, schedules.linear(), learned_range=True, shape=(3, 8, 8))
+    torch.nn.init.normal_(model.network.conv_out.weight)
+    runs = [sample(model, 2, sampler="ddpm", steps=3, progress=False, **options)
+            for options in ({}, {"variance": "learned"}, {"variance": "small"})]  # fmt: skip
+    assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2])
+
+
 def test_reflow_pairs_are_the_ends_of_one_path(diffusion):
     x0, eps = reflow_pairs(diffusion, 5, y=1, sampler="ddim", steps=6, seed=3, batch_size=2, progress=False)
     assert abs(eps.std() - 1) < 0.1
@@ -353,6 +376,8 @@ def test_no_operation_of_the_sampler_loop_is_wasted():
         ({"seed": -1}, "seed must be a whole number of at least 0"),
         ({"sampler": "ddpm", "variance": "smal"}, "'small'"),
         ({"spacing": "unifrm"}, "'uniform'"),
+        ({"spacing": [1.0, 0.5, 0.0]}, r"unknown spacing \[1.0, 0.5, 0.0\]"),
+        ({"t_end": "0"}, "t_end must be at least 0 and below 1, got '0'"),
         ({"t_end": 1.5}, "t_end must be at least 0 and below 1"),
         ({"interval": (0.2, 0.8)}, "interval: a change of classifier-free guidance, and guidance=1 is none"),
         ({"guidance": 2.0, "interval": (0.8, 0.2)}, "interval"),

@@ -41,7 +41,8 @@ def sample(
     gradient       gradient(x_t, t, target), the scaled gradient of some log p(target | x_t): guidance.gradient_of
     target         for the gradient: what is wanted, one for all pictures or a list or tensor of num
     seed           picture i depends on (seed, i) alone, not on the batch
-    clipped        keep x0 in the value range: by default yes, unless the model works on latents; or "dynamic"
+    clipped        keep each x0 in the value range: by default yes, unless the model works on latents; or "dynamic".
+                   x itself may end outside after few steps of a sampler that does not end with x0
     on_step        on_step(step) sees every Step(x, t, x0) of every batch
     options        those of the sampler (eta, variance, order, ...) and of guidance.classifier_free (negative, interval,
                    rescale, power, guide_first)
@@ -55,6 +56,8 @@ def sample(
     run, guiding = SAMPLERS[sampler], _guiding(options)
     ancestral = "gradient" in _keywords(run)  # this sampler shifts its mean, instead of the score
     _check_options(diffusion, sampler, options, guidance, guiding)
+    if sampler == "ddpm" and diffusion.learned_range:
+        options.setdefault("variance", "learned")
     _check_pull(gradient, target, clipped, diffusion)
     for name, value, least in (("num", num, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
         check_whole(name, value, least)
@@ -64,6 +67,7 @@ def sample(
     check_labels(diffusion.network, y, num)
     _check_negative(negative, y, num, diffusion)
     target = _for_each(target, num, diffusion.device)
+    _check_target(gradient, target)
     clipped = diffusion.latents is None if clipped is None else clipped
     batches = [slice(first, min(first + batch_size, num)) for first in range(0, num, batch_size)]
     pictures = []
@@ -160,6 +164,19 @@ def _check_pull(gradient, target, clipped, diffusion):
         raise ValueError(f'clipped must be True, False or "dynamic", got {clipped!r}')
     if clipped == "dynamic" and diffusion.latents is not None:
         raise ValueError('clipped="dynamic" is for pixels, and this model works on latents: leave it at None')
+
+
+def _check_target(gradient, target):
+    """Raise ValueError unless a gradient that says which classes it knows has a target, and classes are among them."""
+    classes = getattr(gradient, "classes", None)
+    if classes is None:
+        return
+    if target is None:
+        raise ValueError("target is missing: pass target=..., what the gradient aims at, one for all or a list")
+    if isinstance(target, torch.Tensor) and target.ndim == 1:
+        low, high = (value.item() for value in torch.aminmax(target))
+        if target.is_floating_point() or low < 0 or high >= classes:
+            raise ValueError(f"target: classes must be whole numbers from 0 to {classes - 1}, got {low} to {high}")
 
 
 def _alike(one, other):
