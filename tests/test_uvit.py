@@ -9,9 +9,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from minidiff import create_model
 from minidiff.attention_maps import record_attention
 from minidiff.checkpoints import load_weights
+from minidiff.diffusion import TIMES, Diffusion
 from minidiff.guidance import join
 from minidiff.layers import Text
 from minidiff.official import uvit as official
+from minidiff.schedules import make_schedule, scaled_linear
 
 TEXT = dict(text_dim=6, num_text_tokens=5)
 
@@ -55,6 +57,16 @@ def test_official_arguments():
         official.arguments({"norm_layer": "rms"})
     with pytest.raises(ValueError, match="qk_scale"):
         official.arguments({"qk_scale": 0.5})
+
+
+def test_every_published_file_says_how_it_was_trained():
+    assert set(official.RELEASED) == set(goldens_uvit.PARAMETERS)
+    for (schedule, arguments), time, latents in official.RELEASED.values():
+        schedule = make_schedule(schedule, **arguments)
+        model = Diffusion(network_of(), schedule, "eps", time=time, shape=(3, 8, 8), latents=latents)
+        assert model.denoise(torch.zeros(1, 3, 8, 8), 0.5).eps.shape == (1, 3, 8, 8)
+    half = [TIMES[official.RELEASED[f"uvit_imagenet256_{size}"][1]](0.5, scaled_linear()) for size in "lh"]
+    assert half == [499.5, 500.0]
 
 
 def test_an_official_file_of_another_size_is_refused():
