@@ -3,7 +3,7 @@
 #
 # After this notebook you can make a diffusion model follow a class, a classifier or a sentence, say what each kind of guidance does to the distribution, and repair pictures that were guided too much.
 #
-# Run time: about four minutes on two CPU cores, nearly all of it sampling; a minute on a GPU. Nothing is trained, nothing is downloaded.
+# Run time: about three minutes on a CPU, nearly all of it sampling; less on a GPU. Nothing is trained, nothing is downloaded.
 #
 # You will
 #
@@ -12,7 +12,7 @@
 # - catch guidance not doing what everyone says it does,
 # - measure what a scale buys in fidelity, and what it costs in diversity,
 # - steer the shipped emoji model with a classifier and with words,
-# - push too hard on purpose, and measure five cures, one of which makes it worse.
+# - push too hard on purpose, and measure five cures, two of which make it worse.
 
 # %%
 import minidiff
@@ -136,15 +136,15 @@ def classifier_at(times, extent=2.4):
 classifier_at([0.05, 0.3, 0.6])
 
 # %% [markdown]
-# Dots are the bumps of class 0, crosses those of class 1. With little noise the classifier is sure of itself, and pulls hard near the border and not at all elsewhere. With much noise it is never sure. It pulls everywhere, roughly to the same side.
+# Dots are the bumps of class 0, crosses those of class 1. With little noise the classifier is sure of itself. It pulls what lies on the wrong side towards the border, and leaves the right side alone. With much noise it is never sure, and pulls everything to the same side.
 #
 # ## Guidance without a classifier
 #
-# Read Bayes' rule from right to left. If one model knows both scores, it *contains* a classifier: $\nabla\log p_t(y\mid x) = \nabla\log p_t(x\mid y) - \nabla\log p_t(x)$. So no second network is needed, and you may exaggerate: add $s$ times the gradient instead of once.
+# Read Bayes' rule from right to left. A model that knows both scores *contains* a classifier: $\nabla\log p_t(y\mid x) = \nabla\log p_t(x\mid y) - \nabla\log p_t(x)$. No second network is needed, and you may exaggerate, adding $s$ times this gradient:
 #
 # $$\hat\varepsilon = \hat\varepsilon_\varnothing + s\,(\hat\varepsilon_y - \hat\varepsilon_\varnothing).$$
 #
-# Here $\hat\varepsilon_y$ is the prediction with the class and $\hat\varepsilon_\varnothing$ the one without. This is **classifier-free guidance**. $s = 0$ ignores the class, $s = 1$ is the conditional model, $s > 1$ goes beyond.
+# The prediction with the class is $\hat\varepsilon_y$, the one without $\hat\varepsilon_\varnothing$. This is **classifier-free guidance**. $s = 0$ ignores the class, $s = 1$ is the conditional model, $s > 1$ goes beyond.
 #
 # Beware of a trap. The paper that introduced it (Ho and Salimans 2022) writes $(1 + w)\,\hat\varepsilon_y - w\,\hat\varepsilon_\varnothing$, where $w = 0$ is the conditional model. GLIDE, Imagen and Stable Diffusion write the $s$ above, and Imagen calls it $w$. Both are the same line with $s = 1 + w$. A "scale of 1" is nothing in the one and a doubling in the other. This course always says $s$.
 
@@ -167,7 +167,7 @@ for s in (0.0, 1.0, 2.5):
 print("by hand = the package = the other convention = classifier guidance with the perfect classifier")
 
 # %% [markdown]
-# So with a perfect classifier the two kinds are one. They differ in practice, because the classifier inside a generative model and a trained classifier make different mistakes.
+# With a perfect classifier the two kinds are one. In practice they differ, because a generative model and a classifier make different mistakes.
 #
 # ## What a scale above 1 does
 #
@@ -225,7 +225,7 @@ print(f"at t = 0.5, scale 4, the guided score is that of a density around ({foll
 over_tilted({f"scale {s:g}": (points, s) for s, points in by_ddim.items()})
 
 # %% [markdown]
-# At 0 and 1 the points lie on their density. Beyond that they leave it. The bumps of $p^{(s)}$ hardly move, they only lose the side that faces the other class. The points run away from that side, to places where there are almost no data, and get squeezed on the way. At scale 8 barely any point is where the formula says.
+# At 0 and 1 the points lie on their density. Beyond that they leave it. The bumps of $p^{(s)}$ hardly move, they only lose the side that faces the other class. The points run away from that side, to places where there are almost no data, and get squeezed on the way.
 #
 # Where is the mistake? The product $p_t(x)\,p_t(y\mid x)^s$ is formed at each noise level separately. A sampler needs the density of *noised samples of $p^{(s)}$*, and first tilting, then adding noise is not first adding noise, then tilting. The numbers above the picture show how far apart the two are. A vague classifier, raised to the fourth power, pulls on everything, so the score leads too far out. Later levels would correct that if the points had time to settle. DDIM gives them none: it moves each point once along its path.
 #
@@ -253,13 +253,14 @@ def misplaced(points, s, coarse=13):
     return (found - target).abs().sum().item() / 2
 
 # %% [markdown]
-# The measure is the total variation distance over coarse cells. Its floor is what as many perfect samples of the target get.
+# The floor of this measure is what as many perfect samples of the target get.
 
 # %%
 wrong, clouds = {}, {}
 for s in (1.0, 2.0, 4.0):
     drawn = {"DDIM": by_ddim[s], "DDPM": guided_points(s, samplers.ddpm), "settled": settled_points(s)}
-    drawn["perfect"] = cells[torch.multinomial(tilted(s), num, replacement=True)]
+    chosen = cells[torch.multinomial(tilted(s), num, replacement=True)]
+    drawn["perfect"] = chosen + (torch.rand_like(chosen) - 0.5) * 2 * EXTENT / CELLS  # anywhere in the cell
     wrong[s] = {name: misplaced(points, s) for name, points in drawn.items()}
     print(f"scale {s:g}, misplaced:", ", ".join(f"{name} {share:.0%}" for name, share in wrong[s].items()))
 if not quick:
@@ -267,9 +268,7 @@ if not quick:
 over_tilted({f"{name}, scale 4": (points, 4.0) for name, points in drawn.items()})
 
 # %% [markdown]
-# At scale 1 all agree. At scale 4 over half of DDIM's points are misplaced, a quarter of DDPM's, and with time to settle most of the error is gone. So there is no such thing as *the* distribution of guided samples: it depends on the sampler, and only a patient one samples what the formula promises (Bradley and Nakkiran 2024).
-#
-# That sounds like a defect. But running away from other classes is also what makes guided pictures vivid. Nobody asks for faithful samples of $p^{(s)}$. Keep the picture in mind: guidance pushes *outwards*, and squeezes.
+# At scale 1 all agree. At scale 4 over half of DDIM's points are misplaced, a quarter of DDPM's, and with time to settle most of the error is gone. So there is no such thing as *the* distribution of guided samples. It depends on the sampler, and only a patient one keeps what the formula promises (Bradley and Nakkiran 2024). Keep the picture in mind: guidance pushes *outwards*, and squeezes.
 #
 # ## How a network learns 'no class'
 #
@@ -299,7 +298,7 @@ assert torch.allclose(without.eps + 3.0 * (with_y.eps - without.eps), package.ep
 # %% [markdown]
 # ## What it buys and what it costs
 #
-# The sheet at the top convinces; it does not measure. Three numbers do. **Fidelity**: the share of pictures that an independent judge puts into the right class. The judge is a small clean-picture classifier that the model has never met. **Diversity**: the mean distance between the judge's features of two pictures of the same class. And one number for both, the **kernel distance** between generated and real features, which is zero for equal distributions; it punishes wrong pictures and missing variety alike. Labels are drawn as often as they occur in the data, so that real and generated sets can be compared.
+# The sheet at the top convinces; it does not measure. Three numbers do. **Fidelity**: the share of pictures that an independent judge, a small classifier of clean emoji, puts into the right class. **Diversity**: the mean distance between the judge's features of two pictures of one class. And one number for both, the **kernel distance** between generated and real features; it is zero for equal distributions, and punishes wrong pictures and missing variety alike. Labels are drawn as often as they occur in the data.
 
 # %%
 judge_network = minidiff.metrics.load_features("emoji", run.device)
@@ -325,9 +324,11 @@ def report(name, scores):
 
 real = judge(held_out.images(), held_out.labels)
 report("real, held out", real)
+again = [judge(emoji.images()[i], emoji.labels[i])[2] for i in torch.randperm(len(emoji))[: 10 * num].view(10, num)]
+print(f"the kernel distance of {num} real pictures wanders by {torch.tensor(again).std():.4f}")
 
 # %% [markdown]
-# Real pictures that the judge has not seen get 73 %, so it is a modest judge. Their diversity of 4.0 is what to aim for. Now the scales, with the same 200 noises for each. On the way, note how many values the sampler has to clip because they lie outside $[-1, 1]$; that will be needed later.
+# Real pictures that the judge has not seen get 73 %, so it is a modest judge. Their diversity of 4.0 is what to aim for. The last line says which differences mean something. Now the scales, with the same 200 noises each. On the way, note how many values have to be clipped because they lie outside $[-1, 1]$; that will be needed later.
 
 # %%
 scores, clipped, pictures = {}, {}, {}
@@ -353,36 +354,40 @@ if not quick:
     assert min(scales, key=lambda s: scores[f"scale {s:g}"][2]) in (2.0, 3.0, 5.0)
 
 # %% [markdown]
-# Draw the two against each other, and the kernel distance beside them.
+# Draw fidelity against diversity, and the kernel distance beside them.
 
 # %%
 @plots.quiet
-def trade_off():
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.6))
-    points = [scores[f"scale {s:g}"] for s in scales]
-    left.plot([p[1] for p in points], [p[0] for p in points], "o-", color=plots.COLORS[0])
-    for s, (fidelity, diversity, _) in zip(scales, points):
-        left.annotate(f"{s:g}", (diversity, fidelity), xytext=(5, 4), textcoords="offset points", fontsize=9)
-    left.plot(real[1], real[0], "*", color=plots.COLORS[1], markersize=12)
-    left.annotate("real, held out", (real[1], real[0]), xytext=(8, -3), textcoords="offset points", fontsize=9)
-    left.set(xlabel="diversity within a class", ylabel="fidelity", ylim=(0, 1.05))
-    right.plot([max(s, 0) for s in scales], [p[2] for p in points], "o-", color=plots.COLORS[0])
-    right.axhline(real[2], color=plots.COLORS[1], linestyle="--", label="real, held out")
-    right.set(xlabel="guidance scale", ylabel="kernel distance to the data", ylim=(min(0, real[2]) - 0.003, None))
-    right.legend()
+def trade_off(*others):
+    """The scales as a curve; the points of `others`, if any, beside it, else the kernel distance of each scale."""
+    figure, panels = plt.subplots(1, 1 if others else 2, figsize=(6.4 if others else 9.6, 3.7), squeeze=False)
+    (left, *rest), curve = panels[0], [scores[f"scale {s:g}"] for s in scales[1:]]
+    left.plot([v[1] for v in curve], [v[0] for v in curve], "o-", color=plots.COLORS[0], label="scale")
+    marks = {f"{s:g}": v for s, v in zip(scales[1:], curve)} | {name: scores[name] for name in others}
+    for name, (fidelity, diversity, _) in (marks | {"real, held out": real}).items():
+        if name in others or name.startswith("real"):
+            left.plot(diversity, fidelity, "*" if name.startswith("real") else "D", color=plots.COLORS[1])
+        below = name in ("5", "12", "rescale 0.7")
+        left.annotate(name, (diversity, fidelity), xytext=(6, -11 if below else 3), textcoords="offset points", fontsize=9)
+    left.set(xlabel="diversity within a class", ylabel="fidelity", ylim=(0.55, 1.02), xlim=(2.4, 4.5))
+    for right in rest:
+        right.plot(scales, [scores[f"scale {s:g}"][2] for s in scales], "o-", color=plots.COLORS[0])
+        right.axhline(real[2], color=plots.COLORS[1], linestyle="--", label="real, held out")
+        right.set(xlabel="guidance scale", ylabel="kernel distance to the data")
+        right.legend()
     return figure
 
 
 trade_off()
 
 # %% [markdown]
-# Fidelity rises steeply up to scale 3 and then falls. Diversity within a class falls from about that of real pictures to two thirds of it, and at the highest scales it seems to recover. That is no variety: broken pictures differ, too. The kernel distance agrees with the eye. It is lowest around 3.
+# Fidelity rises steeply up to scale 3, slowly up to 8, and then falls. Diversity within a class falls from that of real pictures to two thirds of it, and at 12 seems to recover. That is no variety: broken pictures differ, too. The kernel distance agrees with the eye, and is lowest around 3 to 5, where it cannot be told from that of real pictures.
 #
-# Two warnings hide in the plot. Guided pictures convince the judge more often than real ones do; a judge measures how *typical* a picture is, and guidance makes typical pictures. And the best scale depends on the measure. The usual one, FID, weighs diversity heavily and prefers scales of 1.2 to 1.5 for large models, while people looking at pictures choose 4 and more.
+# Two warnings hide here. Guided pictures convince the judge more often than real ones do: a judge measures how *typical* a picture is, and guidance makes typical pictures. And the best scale depends on the measure. FID is best for large models at scales of 1.2 to 1.5, while programs that draw for people come set to 5 and more.
 #
 # ## A classifier for noisy pictures
 #
-# Classifier guidance needs $p_t(y\mid x_t)$, so the classifier must have been trained on noisy pictures. One ships with the package: half the encoder of a U-Net, told the time, on the same noise schedule as the emoji model. It has never seen the held-out pictures. How much noise can it stand?
+# Classifier guidance needs $p_t(y\mid x_t)$, so the classifier must have been trained on noisy pictures. One ships with the package: the encoder of a U-Net, told the time, on the noise schedule of the emoji model. How much noise can it stand?
 
 # %%
 classifier = minidiff.load("emoji-classifier", run.device)
@@ -402,9 +407,9 @@ curves["always the commonest class"] = (levels, [(y == y.mode().values).double()
 plots.lines(curves, x="t (0 data, 1 noise)", y="share right, held-out pictures")
 
 # %% [markdown]
-# The judge is thrown off by a little noise, and its gradients there would be worthless. The noisy classifier loses little up to $t = 0.5$. From there the picture itself is going.
+# The judge is thrown off by a little noise, and its gradients would be worthless. The noisy classifier loses little up to $t = 0.5$. From there the picture itself is going.
 #
-# Now use it. Give the generator the null label throughout, so that all it knows of the class comes from the classifier. `gradient_of` makes the scaled gradient; `sample` adds it to the score, or, with the ancestral sampler, shifts the mean of each step by its variance times the gradient, which is how the paper's first algorithm does it.
+# Now use it. Give the generator the null label, so that all it knows of the class comes from the classifier. `gradient_of` makes the scaled gradient; `sample` adds it to the score. With the ancestral sampler it shifts the mean of each step by the variance of the step times the gradient, the paper's first algorithm.
 
 # %%
 from minidiff.guidance import gradient_of
@@ -431,7 +436,7 @@ def strip(*names):
 strip("scale 1", "classifier, scale 1", "classifier, scale 10", "the same, ancestral", "class and classifier")
 
 # %% [markdown]
-# At scale 1, which was exact in the plane, the classifier alone gets about half of the pictures right. It is not the true $p_t(y\mid x_t)$: it knows too little at high noise, where classes are decided. With 10 it does its work; Dhariwal and Nichol, too, used 10 for their unconditional model. Added to a model that knows the class, scale 1 already works like a good deal of classifier-free guidance. Both are gradients of a classifier, so they add up.
+# At scale 1, which was exact in the plane, the classifier alone gets about half of the pictures right. It is not the true $p_t(y\mid x_t)$: it knows too little at high noise, where classes are decided. With 10 it does its work; Dhariwal and Nichol, too, used 10 for their unconditional model. Added to a model that knows the class, scale 1 works like classifier-free guidance with a scale between 2 and 3. Both are gradients of a classifier, so they add up.
 #
 # ## Guided by words
 #
@@ -452,9 +457,9 @@ rows["10, ancestral"] = draw(none, gradient=gradient_of(scorer.log_prob, 10.0), 
 plots.filmstrip(torch.stack(list(rows.values()), dim=1), times=words, rows=list(rows))
 
 # %% [markdown]
-# A flag of France, out of a model that knows no countries. Colours follow the words first, then outlines, and often neither quite. The last row uses a hundred ancestral steps: fresh noise gives each error a chance to be undone, the settling of the plane again.
+# A flag of France, out of a model that knows no countries; at scale 1 it was still Italy's. Colours obey first, outlines later, and some never. The last row uses a hundred ancestral steps: fresh noise gives each error a chance to be undone, the settling of the plane again.
 #
-# Measure it without asking the scorer, which is party. Ask for hearts in four colours and see which is nearest to the mean of the pixels that are not white. Chance is a quarter.
+# Measure it without asking the scorer, which is party. Ask for hearts in four colours, and see which is nearest to the mean of the pixels that are not white. Chance is a quarter.
 
 # %%
 colours = {"red": (0.7, -0.6, -0.5), "green": (-0.2, 0.4, -0.4), "blue": (-0.3, 0.1, 0.8), "yellow": (0.9, 0.6, -0.5)}
@@ -479,11 +484,11 @@ for split, found in minidiff.checkpoints.read_card("emoji-clip")["caption_among_
     print(f"the scorer finds the caption among 32 for {found['0.05']:.0%} of the {split} pictures")
 
 # %% [markdown]
-# The last lines are the reason why not every word works. The scorer knows the names of training pictures almost by heart, and for others it is right a third of the time. CLIP itself saw 400 million pairs. Even so GLIDE's authors found that people preferred classifier-free guidance, and the field followed them: the generator learns the text itself, as in notebook 18.
+# The last lines say why not every word works. The scorer knows its training pictures almost by heart, and for others it is right a third of the time, a little over half where it knows all words. CLIP itself saw 400 million pairs. Even so people preferred GLIDE's pictures with classifier-free guidance, and the field followed: the generator learns the text itself, as in notebook 18.
 #
 # ## Too much
 #
-# What breaks at scale 12? The sum $\hat x_\varnothing + s(\hat x_y - \hat x_\varnothing)$ leaves the range of pictures, as the points in the plane left their bumps. You recorded the share of values that had to be clipped to $[-1, 1]$. The network has never seen inputs that are built from such predictions. Beside it, the question of *when* the class matters: the root mean square difference between $\hat x_0$ with and without the label, on real pictures with noise.
+# What breaks at scale 12? The sum $\hat x_\varnothing + s(\hat x_y - \hat x_\varnothing)$ leaves the range of pictures, as the points in the plane left their bumps. You recorded the share of values that had to be clipped. Beside it, see *when* the label matters: the root mean square difference between $\hat x_0$ with and without it, on real pictures with noise.
 
 # %%
 @torch.no_grad()
@@ -511,9 +516,9 @@ def excess(names=("scale 1", "scale 3", "scale 8", "scale 12")):
 excess()
 
 # %% [markdown]
-# The label speaks in the middle. Near $t = 1$ its voice is about half as loud, but there it moves the whole picture at once, and every sample of a class to the same side. Near $t = 0$ the picture shows what it is, and the label adds nothing. Five cures follow from this.
+# The label is loudest when nothing can be seen. There it moves every picture of a class to the same side, which costs variety, and at scale 12 most values leave the range. Near $t = 0$ the picture shows what it is, and the label adds next to nothing. Five cures follow.
 #
-# An **interval** guides in the middle only (Kynkäänniemi et al. 2024); outside it the conditional model runs alone, at half the price. **Power-cosine** guidance (MDT, DiffiT) lets the scale grow from 1 at pure noise to $s$ at the end. **Rescaling** (Lin et al. 2024) gives each guided prediction the standard deviation of the conditional one. **Dynamic thresholding** (Imagen) finds the 99.5 % quantile of $|\hat x_0|$ in each picture and, if above 1, divides by it, where static clipping just cuts. The fifth, autoguidance, comes after.
+# An **interval** guides between two noise levels only (Kynkäänniemi et al. 2024); outside it the conditional model runs alone, at half the price. **Power-cosine** guidance (MDT, DiffiT) lets the scale grow from 1 at pure noise to $s$ at the end. **Rescaling** (Lin et al. 2024) gives each guided prediction the standard deviation of the conditional one. **Dynamic thresholding** (Imagen) finds the 99.5 % quantile of $|\hat x_0|$ in each picture and, if above 1, divides by it, where static clipping just cuts. The fifth, autoguidance, comes after.
 
 # %%
 from IPython.display import Markdown
@@ -530,7 +535,13 @@ cures = {
 }
 for name, options in cures.items():
     measure(name, guidance=8.0, **options)
-display(strip("scale 1", "scale 8", *cures))
+strip("scale 1", "scale 8", *cures)
+
+# %% [markdown]
+# A cure must be judged against a smaller scale, not against scale 8: that, too, gives diversity back. So put the cures on the plane of fidelity and diversity. In the table, contrast is the standard deviation of the values in a picture.
+
+# %%
+display(trade_off(*cures))
 rows = {name: (scores[name], pictures[name]) for name in ("scale 1", "scale 3", "scale 8", *cures)}
 rows["real, held out"] = real, held_out.images()
 table = ["| | fidelity | diversity | kernel distance | contrast |", "|---|---|---|---|---|"]
@@ -540,15 +551,15 @@ for name, ((fidelity, diversity, kernel), images) in rows.items():
 Markdown("\n".join(table))
 
 # %% [markdown]
-# All at scale 8, but the first rows, with the same noise and labels. Contrast is the standard deviation of the values in a picture. The interval is the clear winner: nearly the fidelity of scale 8 with much of the lost diversity back, at less cost. Power-cosine is gentler still. It hardly guides at high noise, where layout is decided, and gives up fidelity for diversity.
+# Power-cosine and the interval lie to the right of the curve: more diversity at the same fidelity than any constant scale gives. The step is small for the interval, which costs less in return. The kernel distance likes it best.
 #
-# The other two are a surprise. Both make it worse, and dynamic thresholding ruins the pictures. Look at the ground: it has turned grey. Emoji stand on pure white, and a third of their values is 1 by right. Both cures take large values for a symptom, and shrink them at every step. They were made for photographs, where few values are extreme. A cure is a statement about your data.
+# Rescaling lies on the curve, and its kernel distance is worse than before. Dynamic thresholding ruins the pictures. Look at the ground in the strip: white has filled with colours. Emoji stand on pure white, so a large share of their values is 1 by right. Both methods take large values for a symptom, and shrink them at every step. They were made for photographs, where few values are extreme. A cure is a statement about your data.
 #
 # ## Guided by a worse self
 #
-# Why does guidance sharpen at all? Karras et al. (2024) answer: the unconditional model is not only a model without class, it is also a *worse* model, and moving away from the worse one removes errors that both share. If so, one may keep the class and only take a worse model: **autoguidance**, $\hat x = \hat x_\text{weak} + s\,(\hat x_\text{strong} - \hat x_\text{weak})$.
+# Why does guidance sharpen at all? Karras et al. (2024) answer: the unconditional model not only lacks the class, it is also a *worse* model, and moving away from it removes errors that both share. If so, keep the class and take a worse model: **autoguidance**, $\hat x = \hat x_\text{weak} + s\,(\hat x_\text{strong} - \hat x_\text{weak})$.
 #
-# In the plane this can be tested cleanly. Networks smear. Let the trained model be the truth with bumps of width 0.4 in place of 0.3, and its weaker brother have 0.5.
+# In the plane this can be tested cleanly. Networks smear. Let the trained model have bumps of width 0.4 in place of 0.3, and its weaker brother 0.5.
 
 # %%
 def model_of(spread, shift=0.0):
@@ -575,7 +586,7 @@ for name, points in clouds.items():
 over_tilted({name: (points, 1.0) for name, points in clouds.items()})
 
 # %% [markdown]
-# Classifier-free guidance narrows the bump and throws it out of place. Autoguidance gives it nearly its true width, and leaves it where it is. But the weak model must err *in the same way*, only more. The last panel leads away from a model whose fault is another, bumps in the wrong place. The width stays, and a new error appears. Smaller or less trained versions have the right faults. When you train a model, keep an early checkpoint.
+# Classifier-free guidance narrows the bump and throws it out of place. Autoguidance gives it nearly its true width, and leaves it where it is. But the weak model must err *in the same way*, only more. The last panel leads away from a model with another fault, bumps in the wrong place. The width stays wrong, and a new error appears. Smaller or less trained versions have the right faults. When you train a model, keep an early checkpoint.
 #
 # ## Away from something
 #
@@ -587,18 +598,18 @@ over_tilted({name: (points, 1.0) for name, points in clouds.items()})
 flag = emoji.classes.index("Flags")
 free_choice = torch.full((100 if not quick else 10,), 10)
 away = {"anything": draw(free_choice), "but no flags": draw(free_choice, guidance=2.0, negative=flag)}
-share = {}
-for name, images in away.items():
-    with torch.no_grad():
-        share[name] = (judge_network.classify(images).argmax(1) == flag).double().mean().item()
-    print(f"{name}: {share[name]:.0%} flags among {len(images)}")
-display(plots.filmstrip(torch.stack([images[:10] for images in away.values()], dim=1).cpu(), rows=list(away)))
+with torch.no_grad():
+    found = {name: judge_network.classify(images).argmax(1) == flag for name, images in away.items()}
+for name, flags in found.items():
+    print(f"{name}: {flags.double().mean():.0%} flags among {len(flags)}")
+first = found["anything"].int().argsort(descending=True)[:10]  # the flags
+display(plots.filmstrip(torch.stack([images[first] for images in away.values()], dim=1).cpu(), rows=list(away)))
 measure("first two channels", guidance=3.0, guide_first=2)
 report("scale 3", scores["scale 3"])
 strip("scale 3", "first two channels")
 
 # %% [markdown]
-# The flags are gone, and the noises that would have become flags make something else. With two guided channels, colours lose their balance, but nothing crashes. That is why such a line can live for years.
+# The noises that made flags make something else. With two guided channels the colours lose their balance, a green stripe stays blue, but nothing crashes. That is why such a line can live for years.
 #
 # ## Try it
 #
@@ -696,7 +707,7 @@ exercises.check_rescale(rescale)
 # - Bayes' rule splits the score of a class into the score of everything and the gradient of a classifier on noisy data. The classifier may be a network, a scorer of words, or the difference of two predictions.
 # - Two conventions of scale are in use, $s = 1 + w$. At $s = 1$ guidance is exact; beyond, no common sampler follows $p(x)\,p(y\mid x)^s$. It pushes outwards and squeezes.
 # - The scale trades diversity for fidelity. A judge that likes the typical will tell you to guide more than you should.
-# - Too much leaves the range of pictures. Guide in the middle of the noise. Thresholds and rescaling assume photographs.
+# - Too much leaves the range of pictures. Guide less at high noise. Rescaling and dynamic thresholds assume photographs.
 # - A weaker version of the same model can take the place of the null, if its errors are of the same kind.
 #
 # ## Where to read on
