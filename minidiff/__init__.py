@@ -22,6 +22,8 @@ _FROM = {
     "minidiff.spacings": ["spacing"],
     "minidiff.diffusion": ["Diffusion"],
     "minidiff.prediction": ["Prediction"],
+    "minidiff.layers": ["Text"],
+    "minidiff.attention_maps": ["record_attention"],
     "minidiff.guidance": ["autoguidance", "classifier_free", "condition", "gradient_of", "guided"],
     "minidiff.samplers": ["sample", "seeded_noise"],
     "minidiff.likelihood": ["log_likelihood"],
@@ -33,9 +35,9 @@ _FROM = {
     "minidiff.files": ["cache_folder", "data_folder"],
 }
 _HOME = {name: module for module, names in _FROM.items() for name in names}
-_FILES = ("backbones", "checkpoints", "course", "datasets", "diffusion", "guidance", "layers", "likelihood", "losses",
-          "metrics", "official", "oracles", "prediction", "reflow", "samplers", "schedules", "scorers", "spacings",
-          "text", "training", "variational")
+_FILES = ("attention_maps", "backbones", "checkpoints", "course", "datasets", "diffusion", "guidance", "layers",
+          "likelihood", "losses", "metrics", "official", "oracles", "prediction", "reflow", "samplers",
+          "schedules", "scorers", "spacings", "text", "training", "variational")
 
 __all__ = ["__version__", *_HOME, *_FILES]
 

@@ -6,9 +6,7 @@ can run code.
 """
 
 import json
-import pickle  # for the name of its error only
 import re
-from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -141,73 +139,6 @@ def load_weights(network, tensors, source):
             f"here. {listed}. Build the network with the arguments that the weights were trained with."
         )
     network.load_state_dict(tensors)
-
-
-# Published weights: our model, the family of its key map, the shape of its images.
-OFFICIAL = {
-    "ddpm_cifar10": ("diffusers_unet2d", (3, 32, 32)),
-    "ddpm_lsun256": ("diffusers_unet2d", (3, 256, 256)),
-}
-FAMILIES = {"diffusers_unet2d": "ddpm", "ddpm_tf": "ddpm"}  # family of official code -> its file in official/
-
-
-def load_official(name, path, device=None):
-    """The Diffusion of published weights: `name` in OFFICIAL, `path` the file, or the folder it was downloaded as.
-
-    DDPM: google/ddpm-cifar10-32 and google/ddpm-{cat,church,bedroom,celebahq}-256 of the Hugging Face hub; T = 1000
-    linear betas, eps prediction, time 0 .. 999. Reads safetensors, and .bin with weights_only=True.
-    Raises ValueError for a truncated file or weights of another architecture.
-    """
-    from minidiff.backbones import create_model
-    from minidiff.diffusion import Diffusion
-    from minidiff.schedules import linear
-
-    if name not in OFFICIAL:
-        raise unknown_name("published weights", name, OFFICIAL)
-    family, shape = OFFICIAL[name]
-    path, network = _weights_file(path), create_model(name)
-    load_weights(network, _key_map(family).convert(_read_official(path)), path)
-    return Diffusion(network, linear(1000), "eps", time="index", shape=shape).to(device or "cpu").eval()
-
-
-def from_official(family, state, config):
-    """Our network for an official `config` (dict), with the official weights `state` {name: tensor}, in eval mode."""
-    from minidiff.backbones import create_model
-
-    key_map = _key_map(family)
-    network = create_model("ddpm_cifar10", **{"dropout": 0.0, **key_map.arguments(config)})
-    load_weights(network, key_map.convert({name: torch.as_tensor(value) for name, value in state.items()}), family)
-    return network.eval()
-
-
-def _key_map(family):
-    if family not in FAMILIES:
-        raise unknown_name("family of official weights", family, FAMILIES)
-    return import_module(f"minidiff.official.{FAMILIES[family]}")
-
-
-def _weights_file(path):
-    path = Path(path)
-    if not path.is_dir():
-        return path
-    names = ["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"]
-    for place in (folder / name for folder in (path, path / "unet") for name in names):
-        if place.is_file():
-            return place
-    raise FileNotFoundError(f"the folder {path} holds neither {' nor '.join(names)}: give the file itself.")
-
-
-def _read_official(path):
-    advice = "Download it again."
-    if path.suffix not in PICKLES:
-        return read_tensors(path, advice)[0]
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}. {advice}")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is truncated, or holds more than tensors ({reason}). {advice}") from error
 
 
 def refuse_pickle(path):

@@ -3,15 +3,16 @@
 import goldens_guidance
 import goldens_sde
 import goldens_solvers
+import goldens_uvit
 import torch
 from golden import fill
 from torch import nn
 from toy import GOLDEN, listed, load_math, toy_denoiser, worst
 
 from minidiff import schedules
-from minidiff.checkpoints import from_official
 from minidiff.diffusion import Diffusion
 from minidiff.losses import loss_weight
+from minidiff.official import from_official
 from minidiff.prediction import clip
 from minidiff.samplers import ddim, ddpm
 from minidiff.spacings import spacing
@@ -165,7 +166,7 @@ MATH_ROWS = {
     "trajectories": trajectory_rows, **goldens_sde.ROWS, **goldens_solvers.ROWS, **goldens_guidance.ROWS,
 }  # fmt: skip
 
-NETWORKS = ["diffusers_unet2d_ddpm_a", "ddpm_tf_unet_a"]
+NETWORKS = ["diffusers_unet2d_ddpm_a", "ddpm_tf_unet_a", *goldens_uvit.NETWORKS]
 
 
 def network_error(name, dtype):
@@ -176,13 +177,13 @@ def network_error(name, dtype):
     spec, outputs = fill.load(GOLDEN / f"{name}.npz")
     state = {key: torch.from_numpy(value) for key, value in fill.make_weights(spec).items()}
     network = from_official(spec["family"], state, spec["config"]).to(dtype).eval()
-    x, time = (torch.from_numpy(value) for value in fill.make_inputs(spec).values())
+    x, time, *y = (torch.from_numpy(value) for value in fill.make_inputs(spec).values())
     with torch.no_grad():
-        result = network(x.to(dtype), time)
+        result = network(x.to(dtype), time, *y)
     error = (result.double() - torch.from_numpy(outputs["output"]).double()).abs().max()
     exact = dtype == torch.float64 and spec["computed"].startswith("float64")
     return (error / outputs["output"].std()).item(), 2e-6 if exact else 1e-4
 
 
 # Parameter counts of the papers and official code (facts): name -> count
-PARAMETERS = {"ddpm_cifar10": 35_746_307, "ddpm_lsun256": 113_673_219}
+PARAMETERS = {"ddpm_cifar10": 35_746_307, "ddpm_lsun256": 113_673_219, **goldens_uvit.PARAMETERS}

@@ -234,6 +234,19 @@ def test_a_learned_variance_is_what_ddpm_takes_by_default():
     assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2])
 
 
+def test_text_is_a_condition_like_a_label():
+    torch.manual_seed(0)
+    network = create_model("uvit_test", text_dim=6, num_text_tokens=5)
+    diffusion = Diffusion(network, schedules.cosine(), "v", shape=network.shape)
+    mask = torch.arange(5) < torch.tensor([[2], [3], [5]])
+    y = minidiff.Text(torch.randn(3, 5, 6), mask)
+    runs = [sample(diffusion, 3, y=y, steps=3, guidance=2.0, batch_size=size, progress=False) for size in (2, 3)]
+    torch.testing.assert_close(*runs, atol=1e-4, rtol=1e-4)
+    assert sample(diffusion, 2, y=y[:1], steps=2, progress=False).shape == (2, *network.shape)
+    with pytest.raises(ValueError, match="y must hold one text, or 4 of them, got 3"):
+        sample(diffusion, 4, y=y, steps=2, progress=False)
+
+
 def test_reflow_pairs_are_the_ends_of_one_path(diffusion):
     x0, eps = reflow_pairs(diffusion, 5, y=1, sampler="ddim", steps=6, seed=3, batch_size=2, progress=False)
     assert abs(eps.std() - 1) < 0.1

@@ -1,5 +1,5 @@
-"""Key maps, one file a family: the official state dict -> ours. The functions that use them are in checkpoints.py."""
+"""Official weights: key maps, one file a family, and the functions that use them."""
 
-from minidiff.checkpoints import from_official, load_official
+from minidiff.official.loading import from_official, load_official, released
 
-__all__ = ["from_official", "load_official"]
+__all__ = ["from_official", "load_official", "released"]

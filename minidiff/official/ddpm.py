@@ -38,7 +38,15 @@ DEFAULTS = REQUIRED | {
 }  # fmt: skip
 
 
-def convert(state):
+# Linear betas, T = 1000, eps prediction, time 0 .. 999
+MODEL, TRAINED = "ddpm_cifar10", {"schedule": ("linear", {"steps": 1000}), "time": "index"}
+RELEASED = {
+    "ddpm_cifar10": TRAINED | {"shape": (3, 32, 32)},
+    "ddpm_lsun256": TRAINED | {"shape": (3, 256, 256)},
+}
+
+
+def convert(state, arguments=None):
     """The state dict of our U-Net from that of a UNet2DModel: {name: tensor} -> {name: tensor}."""
     renamed = {}
     for name, tensor in state.items():
@@ -76,5 +84,5 @@ def arguments(config):
         image_size=size, in_channels=config["in_channels"], out_channels=config["out_channels"], ch=widths[0],
         ch_mult=[width // widths[0] for width in widths], num_res_blocks=config["layers_per_block"],
         attn_resolutions=[size // 2**level for level, attended in enumerate(attends) if attended],
-        num_groups=config.get("norm_num_groups", 32),
+        num_groups=config.get("norm_num_groups", 32), dropout=0.0,
     )  # fmt: skip

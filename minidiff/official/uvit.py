@@ -21,21 +21,17 @@ OURS = ("num_classes", "skip")  # said in another way
 IGNORED = ("use_checkpoint", "name")
 REQUIRED = {"qk_scale": None}
 DEFAULTS = dict(img_size=224, patch_size=16, embed_dim=768, depth=12, num_heads=12, in_channels=3)
-# What each published file was trained with: schedule and its arguments, time, scale of the latents (None: pixels).
-# All predict eps. The two ImageNet sizes at one resolution differ: L in continuous time, H on a discrete table.
-VP, SD = ("linear", {"steps": None}), ("scaled_linear", {})
+# What each published file was trained with, in pixels or on scaled latents. All predict eps. The two ImageNet sizes at
+# one resolution differ: L in continuous time, H on a discrete table.
+MODEL = "uvit_cifar10"
+VP = {"schedule": ("linear", {"steps": None}), "time": "999t"}
+SD = {"schedule": ("scaled_linear", {}), "time": "index_from_1"}
 RELEASED = {
-    "uvit_cifar10": (VP, "999t", None),
-    "uvit_celeba64": (VP, "999t", None),
-    "uvit_imagenet64_m": (VP, "999t", None),
-    "uvit_imagenet64_l": (VP, "999t", None),
-    "uvit_imagenet256_l": (VP, "999t", 0.18215),
-    "uvit_imagenet256_h": (SD, "index_from_1", 0.18215),
-    "uvit_imagenet512_l": (VP, "999t", 0.18215),
-    "uvit_imagenet512_h": (SD, "index_from_1", 0.18215),
-    "uvit_coco": (SD, "index_from_1", 0.23010),  # from the spread of its latents; not the usual scale
-    "uvit_coco_deep": (SD, "index_from_1", 0.23010),
-}
+    "uvit_cifar10": VP, "uvit_celeba64": VP, "uvit_imagenet64_m": VP, "uvit_imagenet64_l": VP,
+    "uvit_imagenet256_l": VP | {"latents": 0.18215}, "uvit_imagenet256_h": SD | {"latents": 0.18215},
+    "uvit_imagenet512_l": VP | {"latents": 0.18215}, "uvit_imagenet512_h": SD | {"latents": 0.18215},
+    "uvit_coco": SD | {"latents": 0.23010}, "uvit_coco_deep": SD | {"latents": 0.23010},  # from the latents' spread
+}  # fmt: skip
 
 
 def convert(state, arguments=None):

@@ -9,6 +9,7 @@ from tqdm import tqdm
 from minidiff.diffusion import check_labels, eval_mode
 from minidiff.errors import check_whole, unknown_name
 from minidiff.guidance import classifier_free, condition, dynamic_threshold, guided
+from minidiff.layers import Text
 from minidiff.prediction import clip
 from minidiff.samplers.ancestral import Step, ddim, ddpm
 from minidiff.samplers.dpm_solver import SOLVERS
@@ -33,7 +34,7 @@ def sample(
 ):  # fmt: skip
     """`num` pictures (num, C, H, W), float32, from a Diffusion.
 
-    y              a label for all, a list or tensor (num,) of labels, or None for an unconditional model
+    y              a label for all, a list or tensor (num,) of labels, a Text of one or num texts, or None
     sampler        a name of SAMPLERS
     steps          of the sampler: intervals, for the single-step solvers (2s, 3s) evaluations
     spacing, t_end where it stops: see spacings.py; by default even times down to 0, on EDM's schedule those of Karras
@@ -201,9 +202,15 @@ def _given(ancestral, gradient):
 
 
 def _labels(name, y, num, diffusion):
-    """One label for each of num pictures, on the device; None stays None."""
+    """One label or text for each of num pictures, on the device; None stays None."""
     if y is None:
         return None
+    if isinstance(y, Text):
+        y = y.to(diffusion.device)
+        y = y[torch.zeros(num, dtype=torch.int64)] if len(y.tokens) == 1 else y
+        if len(y.tokens) != num:
+            raise ValueError(f"{name} must hold one text, or {num} of them, got {len(y.tokens)}")
+        return y
     try:
         y = torch.as_tensor(y, device=diffusion.device)
     except (TypeError, ValueError):
