@@ -29,6 +29,7 @@ _FROM = {
     "minidiff.likelihood": ["log_likelihood"],
     "minidiff.reflow": ["reflow_pairs"],
     "minidiff.backbones": ["create_model", "list_models", "register_model"],
+    "minidiff.flops": ["summary"],
     "minidiff.datasets": ["Record", "list_datasets", "load_dataset"],
     "minidiff.checkpoints": ["from_pretrained", "load", "save_pretrained"],
     "minidiff.official": ["load_official"],
