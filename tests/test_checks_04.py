@@ -30,6 +30,8 @@ def test_score_from_v(solved):
         "divide by sigma": lambda v, x, a, s: -(s * x + a * v),
         "taken for eps": lambda v, x, a, s: -v / s,
         "swapped": lambda v, x, a, s: -(a * x + s * v) / s,
+        "taken for x0": lambda v, x, a, s: -(x - a * v) / s**2,
+        "its alpha is missing": lambda v, x, a, s: (a * x - s * v - x) / s**2,
     })  # fmt: skip
 
 
@@ -39,6 +41,9 @@ def test_family_step(solved):
             f, g2 = schedule.sde(t)
             return x + sign * (drag * f * x - pull(lam) * g2 * score) * h + noise(lam, g2, h) * z
         return family_step
+
+    def too_late(x, score, t, h, z, schedule, lam):
+        return solved["family_step"](x, score, t - h, h, z, schedule, lam)
 
     prove(checks.check_family_step, solved["family_step"], stub, {
         "sign of time": wrong(sign=1.0),
@@ -51,10 +56,23 @@ def test_family_step(solved):
         "needs its root": wrong(noise=lambda lam, g2, h: lam * g2 * h**0.5),
         "left lambda out": wrong(noise=lambda lam, g2, h: (g2 * h) ** 0.5),
         "not lambda^2 / 2": wrong(pull=lambda lam: lam**2 / 2),
+        "not lambda^2 g;": wrong(noise=lambda lam, g2, h: lam**2 * (g2 * h) ** 0.5),
+        "-z is as good": wrong(noise=lambda lam, g2, h: -lam * (g2 * h) ** 0.5),
+        "not the weaker": wrong(pull=lambda lam: 1 - lam**2 / 2),
+        "where you stand": too_late,
     })  # fmt: skip
 
 
 def test_divergence(solved):
+    def averaged(velocity, x, probes):
+        return solved["divergence"](velocity, x, probes.mean(0, keepdim=True))
+
+    def by_velocity(velocity, x, probes):
+        x = x.detach().requires_grad_()
+        u = velocity(x)
+        rows = [torch.autograd.grad((u * z).sum(), x, retain_graph=True)[0] for z in probes]
+        return torch.stack([(row * u).sum(1) for row in rows]).mean(0)
+
     def wrong(first=True, second=True, reduce=lambda parts: parts.sum(2).mean(0)):
         def divergence(velocity, x, probes):
             x = x.detach().requires_grad_()
@@ -70,4 +88,6 @@ def test_divergence(solved):
         "no z at all": wrong(first=False, second=False),
         "summed over the batch": wrong(reduce=lambda parts: parts.sum(2).mean(0).sum()),
         "mean over the probes": wrong(reduce=lambda parts: parts.sum(2)),
+        "not the probes themselves": averaged,
+        "must be z again": by_velocity,
     })  # fmt: skip

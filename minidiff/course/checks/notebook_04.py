@@ -23,6 +23,8 @@ def check_score_from_v(score_from_v):
             "alpha and sigma are swapped: eps = sigma x_t + alpha v": -(alpha * x + sigma * v) / sigma,
             "a minus for a plus: eps = sigma x_t + alpha v": -(sigma * x - alpha * v) / sigma,
             "the noise is divided by alpha; it must be sigma": -eps / alpha,
+            "v was taken for x0; on a VP schedule x0 = alpha x_t - sigma v": -(x - alpha * v) / sigma**2,
+            "from x0 the score is (alpha x0 - x_t) / sigma^2; its alpha is missing": (x0 - x) / sigma**2,
         }
         compare(score_from_v(v, x, alpha, sigma), -eps / sigma, mistakes, name="the score")
 
@@ -33,7 +35,7 @@ def check_family_step(family_step):
         f, g2 = schedule.sde(t)
         for lam in (0.6, 1.0, 0.0):  # the first keeps all mistakes apart
             x, score, z, h = torch.randn(20, 2), torch.randn(20, 2), torch.randn(20, 2), 0.02
-            half = (1 + lam**2) / 2
+            half, later = (1 + lam**2) / 2, schedule.sde(t - h)
 
             def step(pull=half, kick=lam * (g2 * h) ** 0.5, drag=f, sign=-1.0, squared=g2, h=h, x=x, score=score, z=z):
                 return x + sign * (drag * x - pull * squared * score) * h + kick * z
@@ -61,6 +63,13 @@ def check_family_step(family_step):
                     step(squared=g),
                 where + "the score is multiplied by g^4; schedule.sde gives g^2 already": step(squared=g2**2),
                 where + "you added no noise: lambda g sqrt(h) z": step(kick=0.0),
+                where + "the noise is lambda g, not lambda^2 g; only its variance goes with lambda^2":
+                    step(kick=lam**2 * (g2 * h) ** 0.5),
+                where + "-z is as good as z for sampling, but here add the noise": step(kick=-lam * (g2 * h) ** 0.5),
+                where + "the more noise you add the stronger the pull, not the weaker: (1 + lambda^2) / 2":
+                    step(pull=1 - lam**2 / 2),
+                where + "f and g belong to the time t where you stand, not to t - h":
+                    step(drag=later[0], squared=later[1], kick=lam * (later[1] * h) ** 0.5),
             }
             made = family_step(x, score, t, h, z, schedule, lam)
             compare(made, step(), mistakes, name="x at t - h", rtol=1e-4, atol=1e-5)
@@ -91,6 +100,10 @@ def check_divergence(divergence):
         "return one number for each point; you summed over the batch": estimates.mean(0).sum(),
         "return one number for each point; you averaged over the batch": estimates.mean(),
         "one number for each point is wanted, the mean over the probes": estimates,
+        "average z . Jz over the probes, not the probes themselves":
+            torch.einsum("bi,bij,bj->b", probes.mean(0), jacobian, probes.mean(0)),
+        "the second factor is u; it must be z again":
+            torch.einsum("kbi,bij,bj->kb", probes, jacobian, velocity(x)).mean(0),
         "sum over the coordinates: z . Jz is one number a point":
             (torch.einsum("kbi,bij->kbj", probes, jacobian) * probes).mean(0),
     }
