@@ -22,7 +22,7 @@ run = setup()
 # %% [markdown]
 # ## Why does a model that knows the class not draw it?
 #
-# The package ships a small model of emoji that was trained with their ten categories. Ask it for nine of them (the tenth, skin tones and the like, has six pictures). In each column below the noise and the class are the same. From row to row one number changes.
+# The package ships a small model of emoji that was trained with their ten categories. Ask it for nine of them (the tenth has six pictures). In a column the noise and the class are the same. From row to row one number changes.
 
 # %%
 import torch
@@ -50,13 +50,13 @@ plots.filmstrip(torch.stack(list(sheet.values()), dim=1), times=titles, rows=lis
 #
 # ## Two classes in the plane
 #
-# Take four Gaussian bumps of equal width. Two of them are class 0, two are class 1. With noise, $x_t = \alpha x_0 + \sigma\varepsilon$, each bump moves to $\alpha\mu_k$ and its variance grows to $\alpha^2 s^2 + \sigma^2$ ([notebook 04](04_scores_sdes_and_odes.ipynb)). So the package's `Mixture` knows the exact score of all points together, $\nabla\log p_t(x)$, and of each class alone, $\nabla\log p_t(x \mid y)$.
+# Take four Gaussian bumps of equal width $d$, two of class 0 and two of class 1. With noise, $x_t = \alpha x_0 + \sigma\varepsilon$, each bump moves to $\alpha\mu_k$ and its variance becomes $\alpha^2 d^2 + \sigma^2$ ([notebook 04](04_scores_sdes_and_odes.ipynb)). So the package's `Mixture` knows the exact score of all points, $\nabla\log p_t(x)$, and of each class, $\nabla\log p_t(x \mid y)$.
 #
 # Suppose you have only the first: a model without classes. Bayes' rule says what is missing:
 #
 # $$p_t(x \mid y) = \frac{p_t(x)\,p_t(y \mid x)}{p(y)} \quad\Longrightarrow\quad \nabla\log p_t(x \mid y) = \nabla\log p_t(x) + \nabla\log p_t(y \mid x).$$
 #
-# The factor $p(y)$ does not depend on $x$ and drops out. What remains is $p_t(y \mid x)$, the probability that a *noisy* point belongs to class $y$. That is a classifier. Add the gradient of its logarithm to the score, and a model without classes has some. This is **classifier guidance** (Dhariwal and Nichol 2021).
+# The factor $p(y)$ does not depend on $x$ and drops out. What remains is $p_t(y \mid x)$, the probability that a *noisy* point belongs to class $y$: a classifier. Add the gradient of its logarithm to the score, and a model without classes has some. This is **classifier guidance** (Dhariwal and Nichol 2021).
 #
 # Here the perfect classifier is a softmax over bumps, summed over those of the class.
 
@@ -105,14 +105,14 @@ for t in (0.05, 0.2, 0.5, 0.9):
 print("score + gradient of the classifier = score of the class")
 
 # %% [markdown]
-# Look at what the classifier says. The ground is dark where class 0 is likely, the arrows are the gradient for class 0. They are drawn with one length per panel, so compare directions.
+# Look at what the classifier says. The ground is dark where class 0 is likely, the arrows are the gradient for class 0, each panel in a scale of its own.
 
 # %%
 import matplotlib.pyplot as plt
 
 def square(axes, title, extent=2.4):
-    axes.set(xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal", title=title)
-    axes.set(xticks=[-2, 0, 2], yticks=[-2, 0, 2])
+    around = (-extent, extent)
+    axes.set(xlim=around, ylim=around, aspect="equal", title=title, xticks=[-2, 0, 2], yticks=[-2, 0, 2])
     axes.grid(visible=False)
 
 
@@ -121,9 +121,8 @@ def classifier_at(times, extent=2.4):
     figure, panels = plt.subplots(1, len(times), figsize=(3.1 * len(times), 3.3), sharey=True)
     line = torch.linspace(-extent, extent, 80, dtype=torch.float64)
     grid = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1).view(-1, 2)
-    where = torch.cartesian_prod(*[torch.linspace(-2.1, 2.1, 11, dtype=torch.float64)] * 2)
+    where, zero = torch.cartesian_prod(*[line[4::8]] * 2), torch.zeros(len(grid), dtype=torch.int64)
     for axes, t in zip(panels, times):
-        zero = torch.zeros(len(grid), dtype=torch.int64)
         axes.contourf(line, line, log_prob(grid, t, zero).exp().view(80, 80), 10, cmap="Blues", vmin=0, vmax=1.4)
         pull = gradient(where, t, zero[: len(where)])
         axes.quiver(*where.T, *(pull / pull.norm(dim=1).quantile(0.9)).T, color=plots.COLORS[1], scale=16, width=0.007)
@@ -146,7 +145,7 @@ classifier_at([0.05, 0.3, 0.6])
 #
 # The prediction with the class is $\hat\varepsilon_y$, the one without $\hat\varepsilon_\varnothing$. This is **classifier-free guidance**. $s = 0$ ignores the class, $s = 1$ is the conditional model, $s > 1$ goes beyond.
 #
-# Beware of a trap. The paper that introduced it (Ho and Salimans 2022) writes $(1 + w)\,\hat\varepsilon_y - w\,\hat\varepsilon_\varnothing$, where $w = 0$ is the conditional model. GLIDE, Imagen and Stable Diffusion write the $s$ above, and Imagen calls it $w$. Both are the same line with $s = 1 + w$. A "scale of 1" is nothing in the one and a doubling in the other. This course always says $s$.
+# Beware of a trap. The paper that introduced it (Ho and Salimans 2022) writes $(1 + w)\,\hat\varepsilon_y - w\,\hat\varepsilon_\varnothing$, where $w = 0$ is the conditional model. GLIDE, Imagen and Stable Diffusion write the $s$ above, and Imagen calls it $w$. Both are the same line with $s = 1 + w$. A "scale of 1" is nothing in the one and a doubling in the other. Here it is always $s$.
 
 # %%
 null = oracle.null(y)  # the label that means 'no class'
@@ -171,11 +170,11 @@ print("by hand = the package = the other convention = classifier guidance with t
 #
 # ## What a scale above 1 does
 #
-# Now the line that everybody writes. The guided score is $\nabla\log p_t(x) + s\nabla\log p_t(y\mid x)$, the gradient of $\log\big[p_t(x)\,p_t(y\mid x)^s\big]$. Therefore, it is said, guidance samples from
+# The guided score is $\nabla\log p_t(x) + s\nabla\log p_t(y\mid x)$, the gradient of $\log\big[p_t(x)\,p_t(y\mid x)^s\big]$. Therefore, it is said, guidance samples from
 #
 # $$p^{(s)}(x) \;\propto\; p(x)\,p(y\mid x)^s,$$
 #
-# the data, reweighed towards points that the classifier is sure of. In the plane you can look. Below, the ground is that density, computed on a grid; the points were sampled with the exact guided score and 100 DDIM steps.
+# the data, reweighed towards points that the classifier is sure of. In the plane you can look. Below, the ground is that density on a grid; the points were sampled with the exact guided score and 100 DDIM steps.
 
 # %%
 CELLS, EXTENT = 65, 2.6
@@ -229,7 +228,7 @@ over_tilted({f"scale {s:g}": (points, s) for s, points in by_ddim.items()})
 #
 # Where is the mistake? The product $p_t(x)\,p_t(y\mid x)^s$ is formed at each noise level separately. A sampler needs the density of *noised samples of $p^{(s)}$*, and first tilting, then adding noise is not first adding noise, then tilting. The numbers above the picture show how far apart the two are. A vague classifier, raised to the fourth power, pulls on everything, so the score leads too far out. Later levels would correct that if the points had time to settle. DDIM gives them none: it moves each point once along its path.
 #
-# If that is the reason, then giving them time must help. DDPM adds noise at each step and takes it off again. That is a little Langevin motion, which settles points into the density of the present level. And you can add more of it: after each DDIM step, ten Langevin steps of notebook 04 at the level just reached.
+# If so, giving them time must help. DDPM adds noise at each step and takes it off again, a little Langevin motion, which settles points into the density of the present level. You can add more: after each DDIM step, ten Langevin steps of notebook 04 at the level just reached.
 
 # %%
 def settled_points(s, inner=10):
@@ -272,7 +271,7 @@ over_tilted({f"{name}, scale 4": (points, 4.0) for name, points in drawn.items()
 #
 # ## How a network learns 'no class'
 #
-# In the plane, the unconditional score came for free. A network has to learn it. The recipe is one line in training: with probability $p_\text{uncond}$, usually 0.1 or 0.2, replace the label by one more, the **null**, so that the same weights serve both.
+# In the plane, the unconditional score came for free. A network has to learn it, by one line in training: with probability $p_\text{uncond}$, usually 0.1 or 0.2, replace the label by one more, the **null**, so that the same weights serve both.
 #
 # Guidance itself is the line that you know. It may act on whatever the network returns, here $v$, because $\varepsilon$, $x_0$ and $v$ are linear in each other. The package runs both halves as one batch of double size. Check all of it.
 
@@ -367,9 +366,9 @@ def trade_off(*others):
     for name, (fidelity, diversity, _) in (marks | {"real, held out": real}).items():
         if name in others or name.startswith("real"):
             left.plot(diversity, fidelity, "*" if name.startswith("real") else "D", color=plots.COLORS[1])
-        below = name in ("5", "12", "rescale 0.7")
-        left.annotate(name, (diversity, fidelity), xytext=(6, -11 if below else 3), textcoords="offset points", fontsize=9)
-    left.set(xlabel="diversity within a class", ylabel="fidelity", ylim=(0.55, 1.02), xlim=(2.4, 4.5))
+        shift = {"12": (-17, -4), "no clipping": (-34, -14), "rescale 0.7": (4, -12)}.get(name, (6, 3))
+        left.annotate(name, (diversity, fidelity), xytext=shift, textcoords="offset points", fontsize=9)
+    left.set(xlabel="diversity within a class", ylabel="fidelity", ylim=(0.55, 1.02), xlim=(2.3, 4.5))
     for right in rest:
         right.plot(scales, [scores[f"scale {s:g}"][2] for s in scales], "o-", color=plots.COLORS[0])
         right.axhline(real[2], color=plots.COLORS[1], linestyle="--", label="real, held out")
@@ -440,9 +439,9 @@ strip("scale 1", "classifier, scale 1", "classifier, scale 10", "the same, ances
 #
 # ## Guided by words
 #
-# Nothing in the derivation says that $y$ must be a class. Take a **scorer** in the manner of CLIP: one network turns a picture into a unit vector $f(x_t, t)$, another a sentence into $g(y)$, and the two are trained so that pictures point where their captions do. Then $\log p_t(y\mid x_t)$ is $\tau\, f(x_t, t)\cdot g(y)$, up to a term that counts all other sentences. GLIDE (Nichol et al. 2022) steers with its gradient. The scorer, too, must know noisy pictures.
+# Nothing says that $y$ must be a class. Take a **scorer** in the manner of CLIP: one network turns a picture into a unit vector $f(x_t, t)$, another a sentence into $g(y)$, trained so that pictures point where their captions do. Then $\log p_t(y\mid x_t)$ is $\tau\, f(x_t, t)\cdot g(y)$, up to a term that counts all other sentences. GLIDE (Nichol et al. 2022) steers with its gradient. The scorer, too, must know noisy pictures.
 #
-# The one shipped here learned from 3,450 emoji and their names. The generator below gets the null label all the time. It has never seen a word.
+# The one shipped here learned from 3,450 emoji and their names. The generator gets the null label. It has never seen a word.
 
 # %%
 scorer = minidiff.load("emoji-clip", run.device)
@@ -488,7 +487,7 @@ for split, found in minidiff.checkpoints.read_card("emoji-clip")["caption_among_
 #
 # ## Too much
 #
-# What breaks at scale 12? The sum $\hat x_\varnothing + s(\hat x_y - \hat x_\varnothing)$ leaves the range of pictures, as the points in the plane left their bumps. You recorded the share of values that had to be clipped. Beside it, see *when* the label matters: the root mean square difference between $\hat x_0$ with and without it, on real pictures with noise.
+# What breaks at scale 12? The guided prediction leaves the range of pictures, as the points in the plane left their bumps. You recorded the share of values that had to be clipped. Beside it, see *when* the label matters: the root mean square difference between $\hat x_0$ with and without it, on real pictures with noise.
 
 # %%
 @torch.no_grad()
@@ -518,7 +517,7 @@ excess()
 # %% [markdown]
 # The label is loudest when nothing can be seen. There it moves every picture of a class to the same side, which costs variety, and at scale 12 most values leave the range. Near $t = 0$ the picture shows what it is, and the label adds next to nothing. Five cures follow.
 #
-# An **interval** guides between two noise levels only (Kynkäänniemi et al. 2024); outside it the conditional model runs alone, at half the price. **Power-cosine** guidance (MDT, DiffiT) lets the scale grow from 1 at pure noise to $s$ at the end. **Rescaling** (Lin et al. 2024) gives each guided prediction the standard deviation of the conditional one. **Dynamic thresholding** (Imagen) finds the 99.5 % quantile of $|\hat x_0|$ in each picture and, if above 1, divides by it, where static clipping just cuts. The fifth, autoguidance, comes after.
+# An **interval** guides between two noise levels only (Kynkäänniemi et al. 2024); outside it the conditional model runs alone, at half the price. **Power-cosine** guidance (MDT, DiffiT) lets the scale grow from 1 at pure noise to $s$ at the end. **Rescaling** (Lin et al. 2024) gives each guided prediction the standard deviation of the conditional one. **Dynamic thresholding** (Imagen) finds the 99.5 % quantile of $|\hat x_0|$ in each picture and, if it is above 1, cuts there and divides by it. Autoguidance, the fifth, comes after.
 
 # %%
 from IPython.display import Markdown
@@ -551,9 +550,9 @@ for name, ((fidelity, diversity, kernel), images) in rows.items():
 Markdown("\n".join(table))
 
 # %% [markdown]
-# Power-cosine and the interval lie to the right of the curve: more diversity at the same fidelity than any constant scale gives. The step is small for the interval, which costs less in return. The kernel distance likes it best.
+# Power-cosine and the interval lie to the right of the curve: more diversity at the same fidelity than any constant scale gives. The gain is small for the interval, which also costs least, and its kernel distance is that of real pictures.
 #
-# Rescaling lies on the curve, and its kernel distance is worse than before. Dynamic thresholding ruins the pictures. Look at the ground in the strip: white has filled with colours. Emoji stand on pure white, so a large share of their values is 1 by right. Both methods take large values for a symptom, and shrink them at every step. They were made for photographs, where few values are extreme. A cure is a statement about your data.
+# Rescaling lies on the curve, and its kernel distance is worse than that of scale 8 alone. Dynamic thresholding ruins the pictures. Look at the ground in the strip: white has filled with colours. Emoji stand on pure white, so a large share of their values is 1 by right. Both methods take large values for a symptom, and shrink them at every step. They were made for photographs, where few values are extreme. A cure is a statement about your data.
 #
 # ## Guided by a worse self
 #
@@ -613,7 +612,7 @@ strip("scale 3", "first two channels")
 #
 # ## Try it
 #
-# Scale and interval, under your hands. In a live notebook sliders stand above the picture. Try a scale of 8 with the whole interval, then narrow it from the side of the noise.
+# In a live notebook sliders stand above the picture. Take scale 8 on the whole interval, then narrow it from the side of the noise.
 
 # %%
 def explore(scale=8.0, begin=0.2, end=0.8):
@@ -629,7 +628,7 @@ widgets.explore(explore, scale=[1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 12.0], begin=[0.0,
 # %% [markdown]
 # ## What the papers found, what you measured
 #
-# Their judge is FID on ImageNet; yours are fidelity, diversity and kernel distance on 200 emoji. Compare directions.
+# Their judge is FID on ImageNet; yours are fidelity, diversity and kernel distance on 200 emoji (100 with a classifier). Compare directions.
 
 # %%
 def here(*names):
@@ -658,7 +657,7 @@ Markdown("| paper | here (fidelity, diversity, kernel distance) |\n|---|---|\n"
 # %% [markdown]
 # ## Exercises
 #
-# **1. The other convention (one line).** You find code by Ho and Salimans' formula, with their $w$. Write it.
+# **1. The other convention (one line).** Write guidance with the $w$ of Ho and Salimans.
 
 # %% tags=["exercise"] name="guided_with_w"
 def guided_with_w(with_y, without, w):
@@ -704,7 +703,7 @@ exercises.check_rescale(rescale)
 #
 # ## What you learned
 #
-# - Bayes' rule splits the score of a class into the score of everything and the gradient of a classifier on noisy data. The classifier may be a network, a scorer of words, or the difference of two predictions.
+# - The score of a class is the score of everything plus the gradient of a noise-aware classifier: a network, a scorer of words, or the difference of two predictions.
 # - Two conventions of scale are in use, $s = 1 + w$. At $s = 1$ guidance is exact; beyond, no common sampler follows $p(x)\,p(y\mid x)^s$. It pushes outwards and squeezes.
 # - The scale trades diversity for fidelity. A judge that likes the typical will tell you to guide more than you should.
 # - Too much leaves the range of pictures. Guide less at high noise. Rescaling and dynamic thresholds assume photographs.
