@@ -1,5 +1,7 @@
 """DiT and SiT: the official numbers, the identity at the start, and every way of conditioning."""
 
+import json
+
 import goldens_dit
 import pytest
 import torch
@@ -262,3 +264,14 @@ def test_dit_s_2_wastes_no_operation():
     with torch.no_grad(), Count() as count:
         network(x, torch.tensor([5.0]), torch.tensor([3]))
     assert count.ops <= 175
+
+
+def test_the_benchmark_runs(root, monkeypatch, tmp_path):
+    """With diffusers, if it is there: it checks that both give the same numbers; the times themselves are no test."""
+    pytest.importorskip("diffusers")
+    monkeypatch.syspath_prepend(root / "benchmarks")
+    import dit_speed
+
+    dit_speed.main(["--smoke", "--out", str(tmp_path / "speed.json")])
+    rows = json.loads((tmp_path / "speed.json").read_text(encoding="utf-8"))["rows"]
+    assert [row["task"] for row in rows] == ["forward", "train"] and all(row["ratio"] > 0 for row in rows)
