@@ -37,7 +37,7 @@ quick = run.tier == "smoke"
 def draw(y, **options):
     """Pictures (len(y), 3, 16, 16) of the classes y; the same noise in every call."""
     options = dict(sampler="dpmpp_2m", steps=3 if quick else 15, seed=4) | options
-    return minidiff.sample(model, len(y), y=y, batch_size=256, progress=False, **options)
+    return minidiff.sample(model, len(y), y=y, batch_size=256, progress=False, **options).cpu()
 
 
 sheet = {f"scale {s:g}": draw(shown, guidance=s) for s in (0.0, 1.0, 2.0, 4.0, 8.0, 12.0)}
@@ -282,7 +282,7 @@ def drop(y, null, p_uncond):
 
 print("this model was trained with p_uncond =", minidiff.checkpoints.read_card("emoji-unet")["training"]["p_uncond"])
 null = model.network.null
-x0, y = emoji.images()[:8].to(run.device), emoji.labels[:8].to(run.device)
+x0, y = emoji.images()[::430][:8].to(run.device), emoji.labels[::430][:8].to(run.device)
 print("classes", y.tolist(), "-> null", null(y).tolist())
 assert abs(drop(torch.zeros(10_000), torch.ones(10_000), 0.1).mean() - 0.1) < 0.02
 given = dict(t=torch.full((8,), 0.5, device=run.device), eps=torch.randn_like(x0))
@@ -340,7 +340,7 @@ def measure(name, **options):
     def count(step):
         clipped[name].append((step.t, (step.x0.abs() >= 1).float().mean().item()))
 
-    pictures[name] = draw(wanted, on_step=count, **options).cpu()
+    pictures[name] = draw(wanted, on_step=count, **options)
     scores[name] = judge(pictures[name].clamp(-1, 1))
     report(name, scores[name])
 
@@ -419,7 +419,7 @@ for name, y, scale, options in [
     ("classifier, scale 1", no_class, 1.0, {}), ("classifier, scale 10", no_class, 10.0, {}),
     ("the same, ancestral", no_class, 10.0, ancestral), ("class and classifier", half, 1.0, {}),
 ]:
-    pictures[name] = draw(y, gradient=gradient_of(classifier.log_prob, scale), target=half, **options).cpu()
+    pictures[name] = draw(y, gradient=gradient_of(classifier.log_prob, scale), target=half.to(run.device), **options)
     scores[name] = judge(pictures[name], half)
     report(name, scores[name])
 order = [int((half == c).nonzero()[0]) for c in shown if (half == c).any()]
@@ -476,7 +476,7 @@ def colour_of(images):
 obeyed = {}
 for s in (0.0, 1.0, 3.0, 10.0):
     pull = dict(gradient=gradient_of(scorer.log_prob, s), target=hearts) if s else {}
-    images = draw(torch.full((len(hearts),), 10), **pull).cpu()
+    images = draw(torch.full((len(hearts),), 10), **pull)
     obeyed[s] = (colour_of(images) == asked).double().mean().item()
     print(f"scale {s:4.1f}: the colour asked for in {obeyed[s]:.0%} of {len(hearts)} pictures")
 for split, found in minidiff.checkpoints.read_card("emoji-clip")["caption_among_32"].items():
@@ -524,7 +524,7 @@ from IPython.display import Markdown
 
 with torch.no_grad():  # the formula of dynamic thresholding, beside the package's
     strong = minidiff.guidance.classifier_free(model.denoise, emoji.labels[:8].to(run.device), 8.0)
-    noisy = torch.randn(8, 3, 16, 16).to(run.device)
+    noisy = torch.randn(8, 3, 16, 16, device=run.device)
     x0 = strong(noisy, 0.5).x0
     s = x0.abs().flatten(1).quantile(0.995, dim=1).clamp(min=1).view(-1, 1, 1, 1)
     assert torch.allclose(x0.clamp(-s, s) / s, minidiff.guidance.dynamic_threshold(strong)(noisy, 0.5).x0, atol=1e-5)
@@ -598,11 +598,11 @@ flag = emoji.classes.index("Flags")
 free_choice = torch.full((100 if not quick else 10,), 10)
 away = {"anything": draw(free_choice), "but no flags": draw(free_choice, guidance=2.0, negative=flag)}
 with torch.no_grad():
-    found = {name: judge_network.classify(images).argmax(1) == flag for name, images in away.items()}
+    found = {name: judge_network.classify(images.to(run.device)).argmax(1).cpu() == flag for name, images in away.items()}
 for name, flags in found.items():
     print(f"{name}: {flags.double().mean():.0%} flags among {len(flags)}")
 first = found["anything"].int().argsort(descending=True)[:10]  # the flags
-display(plots.filmstrip(torch.stack([images[first] for images in away.values()], dim=1).cpu(), rows=list(away)))
+display(plots.filmstrip(torch.stack([images[first] for images in away.values()], dim=1), rows=list(away)))
 measure("first two channels", guidance=3.0, guide_first=2)
 report("scale 3", scores["scale 3"])
 strip("scale 3", "first two channels")
