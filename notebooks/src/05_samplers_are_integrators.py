@@ -3,7 +3,7 @@
 #
 # After this notebook you can write the samplers that everyone uses, measure how fast each converges, say why a sampler fails when it fails, and choose one with a reason.
 #
-# Run time: about three minutes on two CPU cores; a GPU (a T4, say) helps only with the pictures. Nothing is trained, nothing is downloaded.
+# Run time: about two minutes on two CPU cores; a GPU (a T4, say) helps only with the pictures. Nothing is trained, nothing is downloaded.
 #
 # You will
 #
