@@ -12,7 +12,18 @@ from minidiff.guidance import classifier_free, condition, dynamic_threshold, gui
 from minidiff.layers import Text
 from minidiff.prediction import clip
 from minidiff.samplers.ancestral import Step, ddim, ddpm
-from minidiff.samplers.dpm_solver import SOLVERS
+from minidiff.samplers.dpm_solver import (
+    SOLVERS,
+    dpm_2m,
+    dpm_2s,
+    dpm_3m,
+    dpm_3s,
+    dpmpp_2m,
+    dpmpp_2m_sde,
+    dpmpp_2s,
+    dpmpp_3m,
+    dpmpp_3s,
+)
 from minidiff.samplers.noise import seeded_noise
 from minidiff.samplers.ode import euler, heun, midpoint
 from minidiff.samplers.sde import churn, euler_maruyama, predictor_corrector, reverse_diffusion
@@ -25,7 +36,11 @@ SAMPLERS = {
     "predictor_corrector": predictor_corrector, **SOLVERS, "unipc": unipc,
 }  # fmt: skip
 
-__all__ = ["SAMPLERS", "Step", "bind", "counted", "sample", "seeded_noise", *(f for f in SAMPLERS if f in globals())]
+__all__ = [
+    "SAMPLERS", "Step", "bind", "churn", "counted", "ddim", "ddpm", "dpm_2m", "dpm_2s", "dpm_3m", "dpm_3s", "dpmpp_2m",
+    "dpmpp_2m_sde", "dpmpp_2s", "dpmpp_3m", "dpmpp_3s", "euler", "euler_maruyama", "heun", "midpoint",
+    "predictor_corrector", "reverse_diffusion", "sample", "seeded_noise", "unipc",
+]  # fmt: skip
 
 
 def sample(

@@ -6,6 +6,8 @@ schedule `flow` the right side is the velocity eps - x0: Euler and Heun there ar
 The steps are in t. DDIM is Euler in sigma / alpha, the same as Euler in t on `edm` and on `flow` without a shift only:
 SD3's Euler on shifted times is DDIM on `flow(shift=3)`. On variance-preserving schedules sigma grows as sqrt(t), and
 Euler's step to 0 leaves half of the last noise in the picture: end at a small t_end, or put the last times close to 0.
+The rates of a table are those of its own steps: where its last beta is clipped, as in `cosine(1000)`, they say little
+about a long step from t = 1. Few steps want DDIM or a DPM-Solver there, or the schedule in closed form.
 """
 
 import math
