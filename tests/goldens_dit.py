@@ -11,7 +11,7 @@ from minidiff.diffusion import Diffusion
 from minidiff.guidance import classifier_free
 from minidiff.official import dit, genvit
 
-KEY_MAPS = {"dit": ("dit_s_2", dit), "genvit": ("genvit_cifar10", genvit)}  # family -> any of its names, its key map
+KEY_MAPS = {"dit": dit, "genvit": genvit}
 # fixture, and which of its outputs, where it is not "output"
 NETWORKS = [
     "dit_a", "dit_a/cfg_output", "genvit_a", "genvit_a/logits_no_time", "genvit_spt_lsa_c",
@@ -30,8 +30,8 @@ PARAMETERS = {
 
 def official_network(spec):
     """Our network with the weights of a fixture, in float32."""
-    name, key_map = KEY_MAPS[spec["family"]]
-    network = create_model(name, **key_map.arguments(spec["config"]))
+    key_map = KEY_MAPS[spec["family"]]
+    network = create_model(key_map.MODEL, **key_map.arguments(spec["config"]))
     state = {key: torch.from_numpy(value) for key, value in fill.make_weights(spec).items()}
     load_weights(network, key_map.convert(state, network.arguments), spec["family"])
     return network.eval()

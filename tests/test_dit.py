@@ -14,6 +14,7 @@ from minidiff.attention_maps import record_attention
 from minidiff.backbones.dit import CONDITIONINGS
 from minidiff.checkpoints import load_weights
 from minidiff.official import dit as official
+from minidiff.official import sit
 
 # Billions of multiply-accumulates (the paper's "Gflops") of patch size 2, 4, 8
 GFLOPS = {"s": (6.06, 1.41, 0.36), "b": (23.01, 5.56, 1.42), "l": (80.71, 19.70, 5.01), "xl": (118.64, 29.05, 7.39)}
@@ -212,8 +213,8 @@ def test_sit_turns_time_and_sign(sigma):
     config = dict(input_size=8, in_channels=3, hidden_size=24, depth=2, num_heads=2, num_classes=4, learn_sigma=sigma)
     arguments = official.arguments(config)
     theirs, (x, _, y) = awake(network_of(**arguments)), inputs()
-    ours = network_of("sit_test", **official.arguments_sit(config))
-    load_weights(ours, official.convert_sit(official_state(arguments), ours.arguments), "a file")
+    ours = network_of("sit_test", **sit.arguments(config))
+    load_weights(ours, sit.convert(official_state(arguments), ours.arguments), "a file")
     diffusion = Diffusion(ours, schedules.flow(), "flow", time="1-t", shape=ours.shape)
     with torch.no_grad():
         velocity = theirs(x, torch.tensor([0.7]), y)[:, :3]
@@ -260,10 +261,11 @@ class Count(TorchDispatchMode):
 
 
 def test_dit_s_2_wastes_no_operation():
-    network, x = network_of("dit_s_2"), torch.randn(1, 4, 32, 32)
+    network, x, laid_out = network_of("dit_s_2"), torch.randn(1, 4, 32, 32), []
+    network.blocks[-1].register_forward_pre_hook(lambda block, args: laid_out.append(args[0].is_contiguous()))
     with torch.no_grad(), Count() as count:
         network(x, torch.tensor([5.0]), torch.tensor([3]))
-    assert count.ops <= 175
+    assert count.ops <= 175 and laid_out == [True]  # transposed, each norm would copy it where nobody counts
 
 
 def test_the_benchmark_runs(root, monkeypatch, tmp_path):
@@ -274,4 +276,4 @@ def test_the_benchmark_runs(root, monkeypatch, tmp_path):
 
     dit_speed.main(["--smoke", "--out", str(tmp_path / "speed.json")])
     rows = json.loads((tmp_path / "speed.json").read_text(encoding="utf-8"))["rows"]
-    assert [row["task"] for row in rows] == ["forward", "train"] and all(row["ratio"] > 0 for row in rows)
+    assert [row["task"] for row in rows] == ["forward", "train", "train_own"] and all(row["ratio"] > 0 for row in rows)

@@ -82,7 +82,9 @@ class DiT(nn.Module):
 
     def forward(self, x, time, y=None):
         check_images(x, self.shape)
-        tokens = self.patch_embed(x).flatten(2).transpose(1, 2) + self.pos_embed  # (B, N, d)
+        tokens = self.patch_embed(x).flatten(2).transpose(1, 2)  # (B, N, d)
+        # the residual stream inherits this layout: left transposed, each norm copies it, 3 % of a forward pass
+        tokens = tokens.contiguous() + self.pos_embed
         time = timestep_embedding(time, TIME_FEATURES, order="cos_sin", divisor="half").to(x.dtype)
         time = self.time_embed(time)  # (B or 1, d)
         label = None if self.label_embed is None else self.label_embed(y)  # (B, d)

@@ -1,9 +1,6 @@
-"""DiT (Peebles and Xie 2023) and SiT (Ma et al. 2024): the state dicts of their official code -> our DiT's.
+"""DiT (Peebles and Xie 2023): the state dicts of its official code and published weights -> our DiT's.
 
 The published files are bare state dicts; those of the training script are dicts with the averaged weights under "ema".
-Both codes name their weights alike. SiT's networks also have the outputs for a variance range, which nothing reads:
-our SiT is without them. And they were trained with time from noise to data: see flow.py, whose change of sign is made
-here, so our SiT belongs to Diffusion(network, flow(), "flow", time="1-t").
 """
 
 import re
@@ -11,7 +8,6 @@ import re
 import torch
 
 from minidiff.layers import sincos_positions
-from minidiff.official.flow import negate_last
 
 RENAMES = [  # theirs -> ours, each applied where it is found
     (r"^x_embedder\.proj\.", "patch_embed."),
@@ -26,6 +22,11 @@ DEFAULTS = dict(
     class_dropout_prob=0.1, num_classes=1000, learn_sigma=True,
 )  # fmt: skip
 SAME = ("patch_size", "in_channels", "hidden_size", "depth", "num_heads", "mlp_ratio", "num_classes", "learn_sigma")
+
+# One of our names, and for each of them whose weights were published what they were trained with
+MODEL = "dit_xl_2"
+TRAINED = {"schedule": ("linear", {"steps": 1000}), "time": "index", "learned_range": True, "latents": 0.18215}
+RELEASED = {"dit_xl_2": TRAINED, "dit_xl_2_512": TRAINED}
 
 
 def convert(state, arguments=None):
@@ -66,22 +67,3 @@ def arguments(config):
         "null_label": config["class_dropout_prob"] > 0,
         "conditioning": "adaln_zero",
     }
-
-
-def convert_sit(state, arguments):
-    """The state dict of our SiT from an official one: without the variance half, and with the velocity's sign turned.
-
-    arguments: those of our network.
-    """
-    result = dict(convert(state, arguments))
-    rows = arguments["patch_size"] ** 2 * arguments["in_channels"]
-    for name in ("final_layer.linear.weight", "final_layer.linear.bias"):
-        if name in result and len(result[name]) == 2 * rows:  # (row, column, velocity or variance, channel)
-            parts = result[name].unflatten(0, (-1, 2, arguments["in_channels"]))
-            result[name] = parts[:, 0].flatten(0, 1).contiguous()
-    return negate_last(result, "final_layer.linear")
-
-
-def arguments_sit(config):
-    """The arguments of our SiT from those of the official constructor, which are DiT's."""
-    return arguments(config) | {"learn_sigma": False}

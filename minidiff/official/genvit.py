@@ -30,6 +30,10 @@ ARGUMENTS = {  # theirs -> ours
     "ffn_time": "ffn_time", "is_SPT": "spt", "is_LSA": "lsa", "num_classes": "head_classes",
 }  # fmt: skip
 
+# One of our names, and for each of them whose weights were published what they were trained with
+MODEL, TRAINED = "genvit_cifar10", {"schedule": ("cosine", {"steps": 1000}), "time": "index"}
+RELEASED = {"genvit_cifar10": TRAINED, "genvit_celeba128": TRAINED}
+
 
 def convert(state, arguments=None):
     """The state dict of our GenViT from an official one: {name: tensor} -> {name: tensor}."""
