@@ -5,8 +5,18 @@ import copy
 import pytest
 import torch
 
-from minidiff import create_model, list_models, register_model
+from minidiff import (
+    Diffusion,
+    create_model,
+    from_pretrained,
+    list_models,
+    register_model,
+    save_pretrained,
+    schedules,
+    summary,
+)
 from minidiff.layers import attention, timestep_embedding
+from minidiff.training.ema import EMA
 
 TESTED = list_models("*_test", kind="denoiser")
 each_model = pytest.mark.parametrize("name", TESTED)
@@ -90,6 +100,49 @@ def test_bf16_is_near_fp32(name):
         with torch.autocast("cpu", torch.bfloat16):
             rough = network(x, time).float()
     assert (rough - exact).std() / exact.std() < 0.05
+
+
+@each_model
+def test_saved_loaded_and_averaged(name, tmp_path):
+    network, x, time = network_and_inputs(name, num_classes=3)
+    model = Diffusion(network, schedules.linear(), "v", shape=tuple(x.shape[1:]))
+    save_pretrained(model, tmp_path)
+    again, y = from_pretrained(tmp_path), torch.tensor([0, 1, 2])
+    average = EMA(model, 0.5, warmup=False)
+    with torch.no_grad():
+        assert torch.equal(again.network(x, time, y), network(x, time, y))
+        for parameter in network.parameters():
+            parameter.mul_(3 if parameter.requires_grad else 1)
+        average.update(0)
+    for key, before in again.network.named_parameters():
+        factor = 2 if before.requires_grad else 1
+        torch.testing.assert_close(average.model.network.get_parameter(key), before * factor)
+
+
+# 10^9 multiply-accumulates of one forward pass: published or counted in the official code (facts)
+WORK = {
+    "ddpm_cifar10": 6.22, "uvit_cifar10": 12.2, "uvit_imagenet64_m": 35.2, "uvit_imagenet64_l": 76.5,
+    "uvit_imagenet256_l": 76.5, "uvit_imagenet256_h": 133.2, "uvit_imagenet512_l": 76.5, "uvit_imagenet512_h": 133.2,
+    "genvit_cifar10": 0.72, "genvit_celeba128": 3.23,
+    "dit_s_2": 6.06, "dit_s_4": 1.41, "dit_s_8": 0.36, "dit_b_2": 23.01, "dit_b_4": 5.56, "dit_b_8": 1.42,
+    "dit_l_2": 80.71, "dit_l_4": 19.70, "dit_l_8": 5.01, "dit_xl_2": 118.64, "dit_xl_4": 29.05, "dit_xl_8": 7.39,
+    "dit_xl_2_512": 524.6,
+}  # fmt: skip
+SIZES = [name for name in list_models(kind="denoiser") if not name.endswith(("_test", "_tiny", "_2d"))]
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_published_sizes_run_and_work_as_much_as_published(name):
+    """On tensors without memory: every published network takes its pictures, and does the published work."""
+    with torch.device("meta"):
+        network = create_model(name)
+    shape = getattr(network, "shape", None) or (3, *2 * [network.name.endswith("256") and 256 or 32])
+    text = getattr(network, "text_dim", 0)
+    y = torch.empty(1, 77, text) if text else None
+    counted = summary(network, shape=shape, y=y, depth=1)
+    assert counted.shape == (1, *shape)
+    if name in WORK:
+        assert counted.flops / 2e9 == pytest.approx(WORK[name], rel=0.02)
 
 
 @each_model
