@@ -1,5 +1,6 @@
 """Every comparison with a recorded reference, as rows (what, error, tolerance); for the tests and `make verify`."""
 
+import goldens_dit
 import goldens_guidance
 import goldens_sde
 import goldens_solvers
@@ -166,7 +167,7 @@ MATH_ROWS = {
     "trajectories": trajectory_rows, **goldens_sde.ROWS, **goldens_solvers.ROWS, **goldens_guidance.ROWS,
 }  # fmt: skip
 
-NETWORKS = ["diffusers_unet2d_ddpm_a", "ddpm_tf_unet_a", *goldens_uvit.NETWORKS]
+NETWORKS = ["diffusers_unet2d_ddpm_a", "ddpm_tf_unet_a", *goldens_uvit.NETWORKS, *goldens_dit.NETWORKS]
 
 
 def network_error(name, dtype):
@@ -174,6 +175,8 @@ def network_error(name, dtype):
 
     References that were recorded in float64 bind a float64 network to 2e-6; all else is 1e-4.
     """
+    if name in goldens_dit.NETWORKS:
+        return goldens_dit.network_error(name, dtype)
     spec, outputs = fill.load(GOLDEN / f"{name}.npz")
     state = {key: torch.from_numpy(value) for key, value in fill.make_weights(spec).items()}
     network = from_official(spec["family"], state, spec["config"]).to(dtype).eval()
@@ -186,4 +189,5 @@ def network_error(name, dtype):
 
 
 # Parameter counts of the papers and official code (facts): name -> count
-PARAMETERS = {"ddpm_cifar10": 35_746_307, "ddpm_lsun256": 113_673_219, **goldens_uvit.PARAMETERS}
+PARAMETERS = {"ddpm_cifar10": 35_746_307, "ddpm_lsun256": 113_673_219, **goldens_uvit.PARAMETERS,
+              **goldens_dit.PARAMETERS}  # fmt: skip

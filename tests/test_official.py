@@ -1,12 +1,14 @@
 """Published weights: names and configs of the official code become ours, and what does not fit is refused."""
 
+from argparse import Namespace
+
 import goldens
 import pytest
 import torch
 
 import minidiff
 from minidiff import create_model, schedules
-from minidiff.official import ddpm, from_official, load_official, released
+from minidiff.official import ddpm, dit, from_official, load_official, released
 from minidiff.safe_files import write_tensors
 
 CONFIG = {
@@ -85,7 +87,7 @@ def test_every_published_model_is_tied_to_what_it_was_trained_with():
         options = {"shape": getattr(network, "shape", None), **trained}
         options["schedule"] = schedules.make_schedule(schedule, **arguments)
         diffusion = minidiff.Diffusion(network, **options)
-        assert diffusion.prediction == "eps" and len(diffusion.shape) == 3
+        assert diffusion.prediction == ("flow" if name.startswith("sit") else "eps") and len(diffusion.shape) == 3
         assert (diffusion.latents is not None) == (diffusion.shape[0] == 4), name
     with pytest.raises(ValueError, match="'uvit_cifar'.*Did you mean 'uvit_cifar10'"):
         load_official("uvit_cifar", "x")
@@ -103,6 +105,20 @@ def test_load_official_refuses(tmp_path):
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(ValueError, match="w.bin is truncated"):
         load_official("ddpm_cifar10", path)
+
+
+def test_a_file_of_the_training_script_of_dit_is_read(tmp_path, monkeypatch):
+    """A dict with averaged weights, and with its settings as a Namespace, which is none of torch's own safe types."""
+    spec, state = official_state("dit_a")
+    arguments = dit.arguments(spec["config"])
+    monkeypatch.setitem(dit.RELEASED, "dit_test", dit.TRAINED)
+    monkeypatch.setattr("minidiff.backbones.create_model", lambda name: create_model(name, **arguments))
+    file = {"ema": state, "model": {}, "opt": {}, "args": Namespace(model="DiT-S/2", lr=1e-4)}
+    torch.save(file, tmp_path / "0400000.pt")
+    diffusion = load_official("dit_test", tmp_path / "0400000.pt")
+    expected = from_official("dit", state, spec["config"])
+    assert all(torch.equal(a, b) for a, b in zip(diffusion.network.parameters(), expected.parameters(), strict=True))
+    assert diffusion.learned_range and diffusion.latents == 0.18215
 
 
 def test_load_official_runs_no_code_of_a_pickle(tmp_path):

@@ -6,6 +6,7 @@ our names whose weights were published what they were trained with.
 """
 
 import pickle  # for the name of its error only
+from argparse import Namespace
 from importlib import import_module
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from minidiff.errors import unknown_name
 from minidiff.safe_files import read_tensors
 
 # The family of the official code -> its file here
-FAMILIES = {"diffusers_unet2d": "ddpm", "ddpm_tf": "ddpm", "uvit": "uvit"}
+FAMILIES = {
+    "diffusers_unet2d": "ddpm", "ddpm_tf": "ddpm", "uvit": "uvit", "dit": "dit", "sit": "sit", "genvit": "genvit",
+}  # fmt: skip
 
 
 def released():
@@ -29,9 +32,9 @@ def load_official(name, path, device=None):
     """The Diffusion of published weights: `name` in `released()`, `path` the file, or the folder it was downloaded as.
 
     ddpm_*: google/ddpm-cifar10-32 and google/ddpm-{cat,church,bedroom,celebahq}-256 of the Hugging Face hub.
-    uvit_*: the files of its repository. Schedule, prediction, time and the scale of latents are those of the training.
-    Reads safetensors, and anything else with weights_only=True. Raises ValueError for a truncated file or weights of
-    another architecture.
+    uvit_*, dit_*, sit_*, genvit_*: the files of their repositories. Schedule, prediction, time and the scale of latents
+    are those of the training. Reads safetensors, and anything else with weights_only=True. Raises ValueError for a
+    truncated file or weights of another architecture.
     """
     from minidiff.backbones import create_model
     from minidiff.diffusion import Diffusion
@@ -87,7 +90,8 @@ def _read_official(path):
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}. {advice}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([Namespace]):  # plain settings, which DiT's training script keeps there
+            return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path} is truncated, or holds more than tensors ({reason}). {advice}") from error
