@@ -110,13 +110,12 @@ def test_load_official_refuses(tmp_path):
 def test_a_file_of_the_training_script_of_dit_is_read(tmp_path, monkeypatch):
     """A dict with averaged weights, and with its settings as a Namespace, which is none of torch's own safe types."""
     spec, state = official_state("dit_a")
-    arguments = dit.arguments(spec["config"])
+    expected, arguments = from_official("dit", state, spec["config"]), dit.arguments(spec["config"])
     monkeypatch.setitem(dit.RELEASED, "dit_test", dit.TRAINED)
     monkeypatch.setattr("minidiff.backbones.create_model", lambda name: create_model(name, **arguments))
     file = {"ema": state, "model": {}, "opt": {}, "args": Namespace(model="DiT-S/2", lr=1e-4)}
     torch.save(file, tmp_path / "0400000.pt")
     diffusion = load_official("dit_test", tmp_path / "0400000.pt")
-    expected = from_official("dit", state, spec["config"])
     assert all(torch.equal(a, b) for a, b in zip(diffusion.network.parameters(), expected.parameters(), strict=True))
     assert diffusion.learned_range and diffusion.latents == 0.18215
 
