@@ -1,0 +1,36 @@
+"""The recorded runs of an ablation: one is made in its quickest form, and all that are kept can be compared."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from minidiff.files import data_folder
+
+KEYS = {"format", "experiment", "run", "tier", "seed", "command", "date", "device", "threads", "machine", "torch",
+        "model", "data", "schedule", "prediction", "training", "seconds", "curve", "held_out", "distances"}  # fmt: skip
+
+
+def test_a_run_is_recorded_and_not_made_twice(root, tmp_path):
+    command = [sys.executable, root / "tools" / "ablation.py", "uvit", "none", "--smoke", "--tier", "cpu"]
+    command += ["--out", tmp_path]
+    first, second = (subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(2))
+    record = json.loads((tmp_path / "uvit" / "cpu" / "none.json").read_text())
+    assert set(record) == KEYS and record["model"]["arguments"]["skip"] == "none"
+    assert len(record["held_out"]["losses"]) == len(record["held_out"]["times"]) == 10
+    assert "wrote" in first.stdout and "is there already" in second.stdout
+
+
+def test_unknown_names_are_refused(root):
+    for names, says in ((["uvits"], "unknown experiment 'uvits'"), (["uvit", "concad"], "unknown run 'concad'")):
+        done = subprocess.run([sys.executable, root / "tools" / "ablation.py", *names], capture_output=True, text=True)
+        assert done.returncode == 2 and says in done.stderr
+
+
+@pytest.mark.parametrize("path", sorted((data_folder() / "results").glob("*/*/*.json")), ids=lambda path: path.stem)
+def test_kept_runs_are_whole(path):
+    record = json.loads(path.read_text())
+    assert set(record) == KEYS and record["format"] == 1
+    assert (record["experiment"], record["tier"], record["run"]) == path.with_suffix("").parts[-3:]
+    assert f"{record['experiment']} {record['run']} --tier {record['tier']}" in record["command"]
