@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from minidiff import schedules
 from minidiff.course.checks import notebook_05 as checks
 from minidiff.course.exercises import prove
 
@@ -31,6 +32,7 @@ def test_steps_for(solved):
     prove(checks.check_steps_for, solved["steps_for"], stub, {
         "Heun's last step": wrong(heun=lambda n: n // 2),
         "each step of it costs two": wrong(heun=lambda n: n),
+        "counted already": wrong(heun=lambda n: n // 2 + 1),
         "one evaluation more": wrong(predictor_corrector=lambda n: (n + 1) // 2),
         "the memory": wrong(dpmpp_2m=lambda n: n // 2),
         "but it is a step": wrong(dpmpp_2m=lambda n: n - 1),
@@ -40,11 +42,12 @@ def test_steps_for(solved):
 
 
 def test_midpoint_step(solved):
-    def wrong(middle=None, sign=-1.0, half=0.5, whole="x", at="middle", mix=0.0, sees="middle", calls=0):
+    def wrong(middle=None, sign=-1.0, half=0.5, whole="x", at="middle", mix=0.0, sees="middle", calls=0, own=None):
         def midpoint_step(denoise, schedule, x, t, s):
             def step(x, x0, t, s):
-                (_, sigma), (alpha_s, sigma_s) = schedule(t), schedule(s)
-                h = half * (schedule.log_snr(s) - schedule.log_snr(t))
+                used = own or schedule
+                (_, sigma), (alpha_s, sigma_s) = used(t), used(s)
+                h = half * (used.log_snr(s) - used.log_snr(t))
                 return sigma_s / sigma * x + alpha_s * (1 - math.exp(sign * h)) * x0
 
             gap = (schedule.log_snr(s) + schedule.log_snr(t)) / 2
@@ -73,6 +76,8 @@ def test_midpoint_step(solved):
         "told the time s": wrong(at="end"),
         "sign of h": wrong(sign=1.0),
         "twice what it should be": wrong(half=1.0),
+        "those of vp": wrong(own=schedules.linear(None)),
+        "beyond it": wrong(mix=-1.0),
         "called 3 times": wrong(calls=1),
     })  # fmt: skip
 
@@ -91,6 +96,21 @@ def test_adams_bashforth(solved):
     def right(h, h_before, change):
         return h**2 / 2 / h_before * change
 
+    def mean_of_slopes(u, x, times):
+        before = None
+        for t, s in zip(times, times[1:]):
+            here = u(x, t)
+            x, before = x + (s - t) * (here if before is None else (here + before) / 2), here
+        return x
+
+    def frozen(u, x, times):
+        first = u(x, times[0]), times[0]
+        x = x + (times[1] - times[0]) * first[0]
+        for t, s in zip(times[1:], times[2:]):
+            here = u(x, t)
+            x = x + (s - t) * (here + (s - t) / 2 * (here - first[0]) / (t - first[1]))
+        return x
+
     def heun(u, x, times):
         for t, s in zip(times, times[1:]):
             here = u(x, t)
@@ -106,6 +126,8 @@ def test_adams_bashforth(solved):
         "with a plus": wrong(lambda h, b, change: -right(h, b, change)),
         "the wrong way": wrong(right, direction=-1),
         "this is Euler's": wrong(lambda h, b, change: 0 * change),
+        "half a step ago": mean_of_slopes,
+        "stays with the first step": frozen,
         "the last step is missing": wrong(right, stop=-1),
         "10 times in 5 steps": heun,
     })  # fmt: skip

@@ -17,9 +17,11 @@ def check_steps_for(steps_for):
             "Heun's last step to t = 0 is Euler's and costs one, so N steps cost 2 N - 1, not 2 N": n // 2,
             "this is the cost of that many steps; the other way round, how many steps for this cost?": 2 * n - 1,
             "that would cost one evaluation more than there are": (n + 1) // 2,
+            "the cheap last step is counted already: N steps cost 2 N - 1, so N is the whole part of (n + 1) / 2":
+                n // 2 + 1,
             "steps are whole numbers: round down, with // 2": n / 2,
             "steps are whole numbers: round down": (n + 1) / 2,
-        }
+        }  # fmt: skip
         one = {
             "it evaluates once a step; the memory of the step before costs nothing": n // 2,
             "it evaluates once a step, in the last one too": (n + 1) // 2,
@@ -35,10 +37,11 @@ def check_steps_for(steps_for):
 
 def _midpoint_step(denoise, schedule, x, t, s):
     """x at s by the package, and what the usual mistakes give."""
+    vp = schedules.linear(None)
     lam_t, lam_s = schedule.log_snr(t) / 2, schedule.log_snr(s) / 2
     r = schedule.inverse(lam_t + lam_s)
 
-    def step(x, x0, t, s, sign=-1.0, scale=0.5):
+    def step(x, x0, t, s, sign=-1.0, scale=0.5, schedule=schedule):
         (_, sigma), (alpha_s, sigma_s) = schedule(t), schedule(s)
         h = scale * (schedule.log_snr(s) - schedule.log_snr(t))
         return sigma_s / sigma * x + alpha_s * (1 - math.exp(sign * h)) * x0
@@ -69,6 +72,10 @@ def _midpoint_step(denoise, schedule, x, t, s):
         "the sign of h is wrong: lambda grows towards the data, h = lambda_s - lambda_t > 0, and it is e^-h":
             through(r, sign=1.0),
         "h is that of the log-SNR, twice what it should be: lambda is half of it": through(r, scale=1.0),
+        "the alphas and sigmas are those of vp; this function must use the schedule that it is given":
+            through(r, schedule=vp),
+        "the prediction in the middle is the mean over the step already; do not continue the line beyond it":
+            step(x, 2 * there - first, t, s),
     }  # fmt: skip
 
 
@@ -84,7 +91,7 @@ def check_midpoint_step(midpoint_step):
             raise Wrong(f"The result is right, but denoise was called {calls} times; the method takes 2.")
 
 
-def _adams(u, x, times, warm=True, ratio=None, power=2, factor=0.5, sign=1.0, back=1.0, memory=True):
+def _adams(u, x, times, warm=True, ratio=None, power=2, factor=0.5, sign=1.0, back=1.0, memory=True, frozen=False):
     """Adams and Bashforth's second method, with the mistakes that its options make."""
     before = None if warm else (torch.zeros_like(x), 2 * times[0] - times[1])
     for t, s in zip(times, times[1:]):
@@ -94,7 +101,16 @@ def _adams(u, x, times, warm=True, ratio=None, power=2, factor=0.5, sign=1.0, ba
             h_before = t - before[1]
             gap = h if ratio == "even" else h**2 / h_before if ratio == "inverted" else h_before
             step = step + sign * factor * h**power / gap * (here - before[0])
-        x, before = x + back * step, (here, t)
+        x, before = x + back * step, before if frozen and before else (here, t)
+    return x
+
+
+def _mean_of_slopes(u, x, times):
+    """Each step by the mean of the slope here and the one before."""
+    before = None
+    for t, s in zip(times, times[1:]):
+        here = u(x, t)
+        x, before = x + (s - t) * (here if before is None else (here + before) / 2), here
     return x
 
 
@@ -126,6 +142,10 @@ def check_adams_bashforth(adams_bashforth):
             _adams(u, x, times, sign=-1.0),
         "time falls, so h = s - t is negative; you walk the wrong way": _adams(u, x, times, back=-1.0),
         "this is Euler's method; the slope of the step before is not used": _adams(u, x, times, memory=False),
+        "the mean of the two slopes is that of half a step ago; continue the line forward, to half a step ahead":
+            _mean_of_slopes(u, x, times),
+        "the memory stays with the first step; after each step the slope here becomes the slope before":
+            _adams(u, x, times, frozen=True),
         "the last step is missing": _adams(u, x, times[:-1]),
     }
     compare(mine, _adams(u, x, times), mistakes, name="x at the last time")
