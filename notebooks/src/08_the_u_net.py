@@ -46,11 +46,11 @@ for t in (0.2, 0.6, 0.9):
 plots.filmstrip(columns, heads, rows=3, scale=6)
 
 # %% [markdown]
-# At $t = 0.2$ the job is local. A pixel and its neighbours tell almost everything, and what counts is to lose no detail. At $t = 0.9$ no pixel can be trusted. Only averages over large regions still say something, and the answer is a blur; in the third row little more than the label is left, "smileys and emotion", and a smiley it becomes. So one and the same network must do two things. It must **see far**, and it must **keep detail**.
+# At $t = 0.2$ the job is local. A pixel and its neighbours tell almost everything, and what counts is to lose no detail. At $t = 0.9$ no pixel can be trusted. Only averages over large regions still say something, and the answer is a blur; in the third row little is left but the label, "smileys and emotion", and a smiley it becomes. So the network must **see far**, and it must **keep detail**.
 #
 # ## How far does a network see?
 #
-# A convolution of size 3 sees one pixel to each side, and a stack of $n$ of them sees $n$ pixels. That is an upper limit. How much a far pixel really counts is told by the gradient: if you move an input pixel a little, how much does one output pixel move? Take the square of that derivative, summed over colours, for every input pixel at once. Call it the *influence* on the output.
+# A convolution of size 3 sees one pixel to each side, and a stack of $n$ of them sees $n$ pixels. That is an upper limit. How much a far pixel really counts is told by the gradient: if you move an input pixel a little, how much does one output pixel move? Call the square of that derivative, summed over colours, its *influence*.
 
 # %%
 import copy
@@ -106,7 +106,7 @@ for name, f in nets.items():
 plots.grid(shades(seen), titles=list(seen), scale=4)
 
 # %% [markdown]
-# The stack could see 28 pixels. It hardly does: there is only one path to the farthest pixel and very many to the near ones, so its influence is a bell, much narrower than the limit. The U-Net sees much farther at the same price, because a step on its smallest map is a step of eight pixels. The square outlines are the cells of that map. (Attention could look anywhere. With random weights it does not yet know where, and changes little.) How the U-Net keeps detail all the same is the other half of its design, and comes below.
+# The stack could see 28 pixels. It hardly does: there is only one path to the farthest pixel and very many to the near ones, so its influence is a bell, much narrower than the limit. The U-Net sees much farther at the same price, because a step on its smallest map is a step of eight pixels. The square outlines are the cells of that map. (Attention could look anywhere. With random weights it does not yet know where, and changes little.) How it keeps detail all the same comes below.
 #
 # ## Built by hand
 #
@@ -146,7 +146,7 @@ unit = F.normalize(vectors, dim=1)
 plots.lines({f"step {k}": (steps, unit @ unit[k]) for k in (100, 500, 900)}, x="other step", y="cosine of the angle")
 
 # %% [markdown]
-# The first sines swing within a few steps, the last ones hardly move. Together they are like the hands of a clock. The two layers have turned this code into a smooth scale: neighbouring steps are told nearly the same, distant ones something else.
+# Like the hands of a clock, the first sines swing within a few steps and the last ones hardly move. The two layers have turned this code into a smooth scale: neighbouring steps are told nearly the same, distant ones something else.
 #
 # ### The residual block
 #
@@ -288,7 +288,7 @@ def unet(x, time, y, p, features=time_features, down=downsample, join=lambda h, 
 # %% [markdown]
 # ## Five mistakes that nothing reports
 #
-# Now everything by hand, against the package, on held-out emoji at mixed times. And a second question at once. You have met four conventions, and the order in which a skip is joined is a fifth. Get one wrong when you load somebody's weights, and nothing complains: all shapes fit. How bad is it? Make each mistake on purpose, and compare the outputs and the loss.
+# Now everything by hand, against the package, on held-out emoji at mixed times. And a second question at once. You have met four conventions, and the order in which a skip is joined is a fifth. Get one wrong, and nothing complains: all shapes fit. How bad is it? Make each mistake on purpose.
 
 # %%
 from IPython.display import Markdown
@@ -316,7 +316,7 @@ with torch.no_grad():
 Markdown("\n".join(rows))
 
 # %% [markdown]
-# The eps of the norms is the harmless one, an error in the fifth digit, invisible in pictures and still enough to fail a comparison with the original. The others wreck the model, and none of them raised an error. Only a comparison with the original, number by number, finds them.
+# The eps of the norms is the harmless one, an error in the fifth digit, invisible in pictures. The others wreck the model, and none of them raised an error. Only a comparison with the original, number by number, finds them all.
 #
 # ## Drawn from its tensors
 #
@@ -377,7 +377,7 @@ def draw_box(axes, x, y, out, attends):
     axes.add_patch(plt.Rectangle((left, bottom), side, side, fill=False, zorder=3, **style))
 
 # %% [markdown]
-# One function for the boxes, and one that puts them in their places.
+# That was one box. The next function puts all of them in their places.
 
 # %%
 @plots.quiet
@@ -410,7 +410,7 @@ draw(passed, skips, x_t)
 #
 # ## What the maps hold
 #
-# The same pieces at other times. Each column is one piece, with one set of colours for all four rows, so that colours can be compared down a column. The maps are enlarged to the same size.
+# The same pieces at other times. Each column is one piece, enlarged to the same size, and colours can be compared down a column.
 
 # %%
 times, shown = [0.1, 0.4, 0.7, 0.9], {}
@@ -437,7 +437,7 @@ for t in (0.05, 0.2, 0.5, 0.8, 0.95):
 plots.grid(shades(seen), titles=list(seen))
 
 # %% [markdown]
-# With little noise the network is a sharpening filter that looks at a pixel and its next neighbours. With much noise it averages over the whole picture, and half of what counts comes from more than four pixels away. The same weights do both. What switches them is the time, and the noise itself.
+# With little noise the network is a sharpening filter that looks at a pixel and its next neighbours. With much noise it averages over the whole picture, and half of what counts comes from more than four pixels away. The same weights do both.
 #
 # ## Where the weights are, and where the work is
 #
@@ -483,7 +483,7 @@ plots.bars(levels, table[1] / 1e9, x="GFLOP for one picture")
 #
 # ## Take one part away
 #
-# What is each part for? Remove it from the trained emoji model and see what breaks. No retraining: hooks change what passes. A skip can be replaced by zeros. An attention can hand back what it got. And the network can be told another time than the true one.
+# What is each part for? Remove it from the trained emoji model and see what breaks. No retraining: hooks put zeros in the place of a skip, let an attention hand back what it got, or tell the network another time than the true one.
 
 # %%
 def cut_skips(network, levels=(0, 1, 2)):
@@ -542,14 +542,14 @@ usual, rows, drawn = losses(model), {}, {"unchanged": minidiff.sample(model, len
 for name, change in changes.items():
     hooks = change(network)
     rows[name] = losses(model) / usual
-    if name not in ("all skips", "all attention"):
+    if name not in ("all skips", "all attention", "attention at 4 x 4"):
         drawn[name] = minidiff.sample(model, len(kinds), **draws)
     [hook.remove() for hook in hooks]
 assert torch.equal(losses(model), usual)  # the model is whole again
 plots.filmstrip(torch.stack(list(drawn.values()), dim=1), rows=list(drawn), scale=3)
 
 # %% [markdown]
-# The two halves of the job are torn apart. Without the skips at 16 x 16 the motifs are all there, drowned in noise: the plan arrives, the detail does not. Without attention at 8 x 8 it is the other way round, edges and texture without any colours to fill them. The network that is told a wrong time removes too much noise or too little, in every step again.
+# The two halves of the job are torn apart. Without the skips at 16 x 16 the motifs are all there, drowned in noise: the plan arrives, the detail does not. Without attention at 8 x 8 it is the other way round, edges and texture without any colours to fill them. A network that is told a wrong time removes too much noise or too little, in every step again.
 #
 # Now the numbers. Rows are what was taken away, columns the noise level.
 
@@ -558,12 +558,12 @@ plots.filmstrip(torch.stack(list(drawn.values()), dim=1), rows=list(drawn), scal
 def ratios(rows, times):
     import matplotlib.pyplot as plt
     from matplotlib.colors import LogNorm
-    figure, axes = plt.subplots(figsize=(7.4, 0.31 * len(rows) + 0.9))
+    figure, axes = plt.subplots(figsize=(6.4, 0.27 * len(rows) + 0.8))
     axes.imshow(torch.stack(list(rows.values())), norm=LogNorm(1, 10), cmap="Blues", aspect="auto")
     for k, values in enumerate(rows.values()):
         for j, value in enumerate(values.tolist()):
             color = "white" if value > 3 else "black"
-            axes.text(j, k, f"{value:.2f}", ha="center", va="center", fontsize=8, color=color)
+            axes.text(j, k, f"{value:.1f}", ha="center", va="center", fontsize=8, color=color)
     axes.set_xticks(range(len(times)), times)
     axes.set_yticks(range(len(rows)), list(rows))
     axes.set_xlabel("t")
@@ -574,7 +574,7 @@ def ratios(rows, times):
 ratios(rows, times)
 
 # %% [markdown]
-# The skips at full size are worth a factor of ten at $t = 0.2$, and nothing at $t = 0.98$: where all is noise, there is no detail to hand over. The lowest skips and the two middle blocks are hardly missed anywhere. Attention matters on the map of 8 by 8, by a factor of four, and little on that of 4 by 4, where a convolution reaches almost everything anyway. A time frozen at 0.5 is right at $t = 0.5$, where the ratio is exactly 1, and three to five times worse at both ends.
+# The skips at full size are worth a factor of ten at $t = 0.2$, and nothing at $t = 0.98$: where all is noise, there is no detail to hand over. The lowest skips and the two middle blocks are hardly missed anywhere. Attention matters on the map of 8 by 8, by a factor of four, and little on that of 4 by 4, where a convolution reaches almost everything anyway. A time frozen at 0.5 is right at $t = 0.5$, and three to five times worse at both ends.
 #
 # ## The same parts, never there
 #
@@ -607,7 +607,7 @@ with torch.no_grad():  # the averaged copy has kept the hook: it does not hear t
 # Look at their samples, and compare them by noise level, again as multiples of the loss of the complete network.
 
 # %%
-num, steps = (8, 25) if run.tier != "smoke" else (2, 2)
+num, steps = (6, 25) if run.tier != "smoke" else (2, 2)
 strips = [minidiff.sample(one, num, steps=steps, seed=0, progress=False).cpu() for one in small.values()]
 display(plots.filmstrip(torch.stack(strips, dim=1), rows=list(small), scale=3))
 scratch = {name: losses(one) for name, one in small.items()}
@@ -617,7 +617,7 @@ plots.lines(curves, x="t", y="loss / loss of the complete one")
 # %% [markdown]
 # Without skips the samples are noise, and the loss is up to four times as high. One reason is plain arithmetic. At small $t$ the network must name the noise, 768 independent numbers, and through the bottom pass 32 maps of 4 by 4, which is 512. Noise cannot be compressed.
 #
-# The other two lines lie where nobody would put them after the last section. Put both experiments side by side. And to be fair, take the parts also from the complete small network, which is as young as the others.
+# The other two lines lie where nobody would put them after the last section. Put both experiments side by side. To be fair, take the parts from the complete small network as well.
 
 # %%
 removals = {"skips": "all skips", "attention": "all attention", "time": "time always 0.5"}
@@ -651,7 +651,7 @@ three_bars({"taken from the shipped model": leaned, "taken from the small one": 
 #
 # The **time** is the surprise. Freeze it, and both trained networks pay dearly. The one that never heard it loses 7 %, and its samples look no worse. The likely reason is that noise can be seen: 768 pixels are plenty to estimate how strong it is. A network that is told has no reason to learn to look. One that is not told learns it, and pays little. So the two experiments answer different questions. When you report one, say which.
 #
-# For size: these are single runs of 300,000 weights and less than a minute each, on one data set. The printed ratio for another seed is the only hint at chance. Compare directions, not digits.
+# These are single, short runs of small networks on one data set, and another seed is the only hint at chance. Compare directions, not digits.
 #
 # ## What the papers found, what you measured
 
