@@ -88,7 +88,7 @@ history = minidiff.training.train(model, digits, steps=total, on_step=watch, **r
 plots.losses(history.losses)
 
 # %% [markdown]
-# Seen like this, the run was over early. Sample from the seven copies, always from the same noise.
+# Seen like this, the run was over early. Sample from the seven copies, from the same noise.
 
 # %%
 def draw(model, num=500 if run.tier != "smoke" else 20, y=None, steps=15):
@@ -101,7 +101,7 @@ ten = torch.stack([draw(saved[step]["last weights"], 10, list(range(10))) for st
 plots.filmstrip(ten, rows=[f"{step} steps" for step in moments])
 
 # %% [markdown]
-# To put a number on what you see you need a judge. Take one on trust for now, the **Fréchet distance** between samples and training digits, which is small when they look alike to a network that knows digits.
+# A number needs a judge. Take one on trust for now, the **Fréchet distance** between samples and training digits, which is small when they look alike to a network that knows digits.
 
 # %%
 from minidiff.metrics import features_of, frechet, load_features
@@ -113,8 +113,9 @@ loss = {step: history.losses[max(0, step - 100) : step].mean().item() for step i
 
 
 def plain(figure):
-    """Numbers instead of powers of ten on logarithmic axes."""
+    """A little smaller, and numbers instead of powers of ten on logarithmic axes."""
     from matplotlib.ticker import LogLocator, NullFormatter
+    figure.set_size_inches(0.85 * figure.get_size_inches())
     for axis in [axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis) if axis.get_scale() == "log"]:
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter("{x:g}")
@@ -130,11 +131,11 @@ curves = {name: (moments, [value / curve[moments[0]] for value in curve.values()
 plain(plots.lines(curves, x="step", y=f"as a share of that at step {moments[0]}", log="xy"))
 
 # %% [markdown]
-# From step 200 to step 800 the loss loses a quarter, and the distance falls to a fifth. From then on the loss goes on creeping down, and the distance stays where it is. The two curves know little of each other.
+# From step 200 to step 800 the loss loses a quarter, and the distance falls to a fifth. From then on the loss creeps down further, and the distance stays where it is. The two know little of each other.
 #
 # ## What no network can avoid
 #
-# Why is the loss so silent? Go where everything is known: a mixture of three Gaussians in the plane. For these the package has an **oracle**, which writes down the ideal denoiser $\mathbb E[\varepsilon \mid x_t]$ exactly. Let $\hat\varepsilon$ be the answer of a network. At each noise level the loss falls into two parts,
+# Why is the loss so silent? Go where everything is known, to a mixture of three Gaussians in the plane. For these the package has an **oracle**, which writes down the ideal denoiser $\mathbb E[\varepsilon \mid x_t]$ exactly. With $\hat\varepsilon$ the answer of a network, the loss at each noise level falls into two parts,
 #
 # $$\mathbb E\,\|\hat\varepsilon - \varepsilon\|^2 = \underbrace{\mathbb E\,\|\mathbb E[\varepsilon\mid x_t] - \varepsilon\|^2}_{\text{floor}} + \underbrace{\mathbb E\,\|\hat\varepsilon - \mathbb E[\varepsilon\mid x_t]\|^2}_{\text{excess}},$$
 #
@@ -203,7 +204,7 @@ curves |= {f"excess, {step} steps": parts[step][:, 2] for step in (marks[0], len
 plots.lines({name: (t, value) for name, value in curves.items()}, x="t", y="mean squared error of eps", log="y")
 
 # %% [markdown]
-# The floor falls by five powers of ten from left to right. With little noise nearly all of the noise is unguessable; with much noise it is the picture that is unguessable, and the noise is plain to see. A mean over $t$ is mostly a mean over the left third. It may stay still while the right half becomes ten times better or, if something is broken there, ten times worse. So **look at the loss by noise level**. Every run of `minidiff.training.train` records it: `history.loss_by_time()`.
+# The floor falls by five powers of ten from left to right. With little noise nearly all of the noise is unguessable; with much noise it is the picture that is unguessable, and the noise is plain to see. A mean over $t$ is mostly a mean over the left third. It hardly moves when the right half becomes ten times better, or ten times worse. So **look at the loss by noise level**. Every run of `minidiff.training.train` records it: `history.loss_by_time()`.
 #
 # For pictures the floor is not known. Compare a level with itself in another run, never with zero.
 #
@@ -262,7 +263,7 @@ plain(plots.lines(curves, x="t", y="excess, relative to the uniform loss", log="
 #
 # ## Averaging the weights
 #
-# The last weights are those that the last few batches left behind. With a constant learning rate they never come to rest; they wander about the good place. So sample from an **exponential moving average** (EMA) of where they have been:
+# With a constant learning rate the weights never come to rest. They wander about the good place, pushed by the last few batches. So sample from an **exponential moving average** (EMA) of where they have been:
 #
 # $$\bar w \leftarrow d\,\bar w + (1 - d)\,w \quad\text{after each step.}$$
 #
@@ -299,7 +300,7 @@ curves = {name: (late, values) for name, values in scores.items()} | {"held-out 
 plain(plots.lines(curves, x="step", y="Fréchet distance", log="xy"))
 
 # %% [markdown]
-# The last weights stop improving at step 800. Two of the averages go on, and end at 0.24 and 0.25, close to what real digits get. (Real digits do not get zero. Why, you will see soon: a distance has a floor, too.) A learning rate that falls to zero is another way to come to rest.
+# The last weights stop improving at step 800. Two of the averages go on, and end at 0.24 and 0.25, close to what real digits get. (Why these do not get zero, you will see soon.) A learning rate that falls to zero is another way to come to rest.
 #
 # But look at decay 0.9999, the number of DDPM, DiT and many others. It is still at 11.6: noise. An average that has seen $n$ steps still holds a share $d^n$ of what it started with, and it started with random weights. That share halves every $\ln\frac12 / \ln d \approx 0.69/(1-d)$ steps. The remedy is **warm-up**: the package uses $d_n = \min\big(d, \frac{1 + n}{10 + n}\big)$, which begins at 0.1 and forgets the start at once.
 
@@ -310,12 +311,8 @@ for decay in (0.99, 0.999, 0.9999):
     print(f"decay {decay}: half-life {math.log(0.5) / math.log(decay):5.0f} steps; "
           f"after {total:,} steps {decay**total:.2%} random start")
 
-n = torch.logspace(0, 5, 200, dtype=torch.float64).long().unique()
-share = {f"{d}": d ** n.double() for d in (0.99, 0.999, 0.9999)}
-warm = [averages["0.9999, warmed up"].decay_at(k) for k in range(100_000)]
-share["0.9999, warmed up"] = torch.tensor(warm, dtype=torch.float64).cumprod(0)[n - 1]
-plain(plots.lines({name: (n, value) for name, value in share.items()},
-                  x="steps trained", y="share of the random start", log="x"))
+warm = math.prod(averages[best].decay_at(step) for step in range(3))
+print(f"0.9999, warmed up: after 3 steps {warm:.2%} random start")
 
 # %% [markdown]
 # After 2,000 steps 82 per cent of the average with 0.9999 is random start. It was made for runs of hundreds of thousands of steps. Even 0.999 holds 14 per cent of it, and its distance is twice that of its neighbours. With warm-up the start is gone after three steps, and the same 0.9999 is among the best. It then averages over about the last ninth of the run, however long that is.
@@ -343,14 +340,13 @@ for name, options in tries.items():
     options |= dict(steps=steps, batch_size=256, lr=0.1, ema=None, progress=False)
     rough[name] = minidiff.training.train(rash, cloud, **options).losses
     print(f"{name:9} highest loss {rough[name].max():7.1f}, mean of the last 100 {rough[name][-100:].mean():.3f}")
-plots.losses(rough)
 
 # %% [markdown]
 # Without warm-up the first few steps throw the weights far away, to a loss of 614, and part of the damage lasts to the end. Clipping cannot prevent it: Adam divides by the size of the gradient, so a smaller gradient makes the same step. It helps against a rare large gradient among small ones.
 #
 # ## A distance between two sets of pictures
 #
-# Back to the judge. Pixels compare badly: a digit shifted by one pixel is far away from itself. So send both sets through a network trained to tell digits apart, and take what its last layer sees, here 64 numbers a picture. Fit a Gaussian to each cloud of features. Between Gaussians with means $m_1, m_2$ and covariances $C_1, C_2$ the squared Fréchet distance is
+# Back to the judge. Pixels compare badly: a digit shifted by one is far from itself. So send both sets through a network trained to tell digits apart, and take what its last layer sees, here 64 numbers a picture. Fit a Gaussian to each cloud of features. Between Gaussians with means $m_1, m_2$ and covariances $C_1, C_2$ the squared Fréchet distance is
 #
 # $$d^2 = \|m_1 - m_2\|^2 + \operatorname{tr}\big(C_1 + C_2 - 2\,(C_1 C_2)^{1/2}\big).$$
 #
@@ -439,10 +435,10 @@ for name, images in made.items():
     lines[name] = (torch.cat([x, x.new_zeros(1)]), [*means.tolist(), at_infinity[name]])
     found = "".join(f"{n:7}: {value:.2f}" for n, value in zip(sizes, means))
     print(f"{name:23}{found}   infinite N: {at_infinity[name]:.2f}")
-plots.lines(lines, x="1 / N (infinitely many pictures at the left)", y="Fréchet distance")
+plain(plots.lines(lines, x="1 / N (infinitely many pictures at the left)", y="Fréchet distance"))
 
 # %% [markdown]
-# The extrapolated distance of the held-out digits is all but zero, as it should be. (What the 1,297 training digits on the other side add is the same for all three.) Now look at the right end of the lines. With 60 pictures your averaged model seems *better* than real digits. At infinity it is not. The slopes differ: a model whose samples vary less has less bias. So an equal $N$ for all is not enough to be fair, though it is the least.
+# At the right end, with 60 pictures, you can hardly tell the three apart: 1.66, 1.53 and 1.49. Nearly all of that is bias. At infinity they are 0.32, 0.05 and 0.02. The averaged model is as good as this judge can see, and the early one is six times as far away. The slopes need not agree, either: a model whose samples vary less has less bias. So compare at equal $N$, and better at infinity.
 #
 # So a distance alone means nothing. It needs its features and its counts, and those of the package carry them along. Here the worse model wins, because it was given more pictures:
 
@@ -497,7 +493,7 @@ histograms(sets, samples)
 #
 # ## The clinic: my samples are noise
 #
-# The loss went down, and the samples are rubbish. Here are six patients. The first four are the shipped `emoji-unet`, a healthy network in wrong hands. The last two are ill from their training, and draw digits. To guess for yourself, skip the next cell and look at the pictures first.
+# The loss went down, and the samples are rubbish. Here are six patients. The first four are the shipped `emoji-unet`, a healthy network in wrong hands. The last two fell ill in training, and draw digits. To guess for yourself, skip the next cell and look at the pictures first.
 
 # %%
 from minidiff.prediction import clip
@@ -603,7 +599,7 @@ for name in ("D", "healthy"):
 # %% [markdown]
 # C starts from `2 * torch.rand(...) - 1`. That has the range of a picture, and a standard deviation of $1/\sqrt 3$ where the network expects 1. Too little noise looks like a picture without detail, and so it stays one. (Start from `2 * x_T` and compare with B: two diseases, one face.) Cure: `schedule.start`. D clips to $[0, 1]$, but the data live in $[-1, 1]$. What should be dark is cut to mid grey in every step. Cure: clip to the range of the data.
 #
-# **Patients E and F** fell ill in training. Measure both in the same way, F on the data it was trained with, for this is what its own loss curve would show.
+# **Patients E and F.** Measure F on the data it was trained with, as its own loss curve did.
 
 # %%
 own = {"healthy": (grey["healthy"], held_out), "E": (grey["E"], held_out), "F, its own data": (ill, pale)}
@@ -623,7 +619,7 @@ plots.filmstrip(torch.stack(list(strips.values()), dim=1), rows=list(strips))
 # %% [markdown]
 # **E** is bad at all levels, while the loss that you watched was fine: that was the loss of the last weights, and the samples come from the average. Cure: warm up the average, or shorten it.
 #
-# **F** is the sly one. Its curve is *lower* than the healthy one, so its training looked better. The colleague scaled bytes to $[0, 1]$. Such data vary half as much, so there is less to guess. They lie within $[-1, 1]$, so no check complains. Its samples are as they should be, in $[0, 1]$, and look pale because they are shown as if black were $-1$. So there is first aid without training: $2x - 1$. The real cure is the right range, since the schedule drowns weak data sooner.
+# **F** is the sly one. Its curve is *lower* than the healthy one, so its training looked better. The colleague scaled bytes to $[0, 1]$. Such data vary half as much, so there is less to guess. They lie within $[-1, 1]$, so no check complains. Its samples lie in $[0, 1]$ as they should, and look pale because they are shown as if black were $-1$. First aid: $2x - 1$. The cure is the right range, since the schedule drowns weak data sooner.
 #
 # All six on one card:
 #
