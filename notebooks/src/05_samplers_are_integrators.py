@@ -293,7 +293,7 @@ convergence({name: (counts, errors) for name, errors in found.items()}, guides=(
 # %%
 edm = schedules.edm(sigma_max=vp(1.0)[1] / vp(1.0)[0])  # begins at the noise level of vp
 grids = {"even in log-SNR": (vp, "log_snr"), "even in sqrt(t)": (vp, "quadratic"), "Karras": (vp, "karras"),
-         "even in t": (vp, "uniform"), r"even in $\sigma$": (edm, "uniform")}
+         "even in t": (vp, "uniform"), "even in sigma": (edm, "uniform")}
 
 @plots.quiet
 def compare_grids():
@@ -511,7 +511,7 @@ def sweep():
             print(f"{option:5} {name:21}", *(f"{value}: {d:5.2f} " for value, d in mean.items()))
             axes.plot(values, mean.values(), "o-", markersize=4, label=name)
             swept[name, option] = [*mean.values()]
-        axes.axhline(floor, color="#777777", linestyle=":", linewidth=1.2)
+        axes.axhline(floor, color="#777777", linestyle=":", linewidth=1.2, label=f"exact samples: {floor:.2f}")
     panels[0].set(yscale="log", xlabel=r"$\eta$ of DDIM: noise in every step", ylabel="1000 x energy distance")
     panels[1].set(xlabel="churn: noise, then Heun's step")
     panels[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -613,7 +613,7 @@ Markdown("| paper | here |\n|---|---|\n" + "\n".join(f"| {paper} | {here} |" for
 # %% [markdown]
 # ## Exercises
 #
-# **1. A fair budget (a line or two).** With so many evaluations, how many steps may each take, down to $t = 0$? Heun's last step is Euler's. A *predictor-corrector* follows each Langevin step with a step of the SDE, so every step costs two, the last one too.
+# **1. A fair budget (a line or two).** On a budget of evaluations, how many steps may each take, down to $t = 0$? Heun's last step is Euler's. A *predictor-corrector* follows each Langevin step with a step of the SDE, so every step costs two, the last one too.
 
 # %% tags=["exercise"] name="steps_for"
 def steps_for(evaluations, sampler):
