@@ -30,6 +30,7 @@ def test_shifted_grid(solved):
         "from 0 up to 1": lambda steps, k: right(steps, k).flip(0),
         "wrong way round, as 1 / k": lambda steps, k: right(steps, 1 / k),
         "alpha = 1 - sigma": lambda steps, k: 1 - right(steps, k),
+        "numerator lacks its k": lambda steps, k: right(steps, k) / k,
         "last level is missing": lambda steps, k: right(steps, k)[:-1],
         "needs steps + 1": lambda steps, k: right(steps - 1, k),
     })  # fmt: skip
@@ -54,6 +55,9 @@ def test_sit_loss(solved):
         "at tau = 1 it must be x0": wrong(mix=turned),
         "everything is as in this course": wrong(sign=-1, mix=turned),
         "not 1 - tau": wrong(fed=turned),
+        "this is the loss of this course": wrong(sign=-1, mix=turned, fed=turned),
+        "only the target is SiT's": wrong(mix=turned, fed=turned),
+        "add the two coordinates": wrong(reduce=lambda e: e.square().sum(1).mean()),
         "999 tau": wrong(fed=lambda tau: 999 * tau),
         "not their sum": wrong(reduce=lambda e: e.square().sum()),
         "not one loss for each sample": wrong(reduce=lambda e: e.square().mean(1)),
@@ -79,6 +83,12 @@ def test_untangle(solved):
         new[j[moved]] = new[i[moved]]
         return new
 
+    def one_pair(x0, eps, i, j):
+        better = (x0[j] - eps[i]).norm(dim=1) < (x0[i] - eps[i]).norm(dim=1)
+        new = x0.clone()
+        new[i[better]], new[j[better]] = x0[j[better]], x0[i[better]]
+        return new
+
     def shorter(now, then):
         return then < now
 
@@ -88,6 +98,7 @@ def test_untangle(solved):
         "nothing was exchanged": wrong(lambda now, then: now < 0),
         "pair is swapped": wrong(shorter, swap_eps=True),
         "SQUARED": wrong(shorter, power=1),
+        "one pair of the couple alone": one_pair,
         "overwritten": overwriting,
         "x0 alone": lambda x0, eps, i, j: (x0, eps),
     })  # fmt: skip

@@ -17,6 +17,7 @@ def check_shifted_grid(shifted_grid):
         sigma = schedules.flow(shift=k)(even)[1]
         mistakes = {
             "the levels are even; the shift is missing": even,
+            "the numerator lacks its k: sigma = k t / (1 + (k - 1) t)": even / (1 + (k - 1) * even),
             "the levels run from 0 up to 1; a sampler begins at noise, so they must fall from 1": sigma.flip(0),
             "these are the levels of SMALLER noise: the shift was applied the wrong way round, as 1 / k":
                 shifted(even, 1 / k),
@@ -52,6 +53,10 @@ def check_sit_loss(sit_loss):
             "x is mixed for a time from data to noise: at tau = 1 it must be x0": error(velocity, tau, 1 - tau),
             "everything is as in this course, from data to noise; in SiT tau = 1 is data, so x = x0 there, and the "
             "target is x0 - eps": error(-velocity, tau, 1 - tau),
+            "this is the loss of this course, in another letter; in SiT tau = 1 is data, and the target is x0 - eps":
+                error(-velocity, 1 - tau, 1 - tau),
+            "x is mixed and the network fed for a time from data to noise; only the target is SiT's":
+                error(velocity, 1 - tau, 1 - tau),
             "the network must be fed tau as it is, not 1 - tau": error(velocity, 1 - tau, tau),
             "this feeds 1 - tau and aims at eps - x0; SiT has neither": error(-velocity, 1 - tau, tau),
             "the network is fed 999 tau; SiT takes tau as it is": error(velocity, 999 * tau, tau),
@@ -59,6 +64,7 @@ def check_sit_loss(sit_loss):
             "the target is eps; it must be the velocity": error(eps, tau, tau),
             "the square is missing; this is the mean absolute error": error(velocity, tau, tau, torch.abs),
             "take the mean of the squares, not their sum": error(velocity, tau, tau) * 2 * size,
+            "you add the two coordinates; take the mean over them, too": error(velocity, tau, tau) * 2,
             "return one number, the mean over the batch, not one loss for each sample":
                 (network(x, tau) - velocity).square().mean(1),
             "return one number, the mean of the squares": (network(x, tau) - velocity).square(),
@@ -85,6 +91,7 @@ def check_untangle(untangle):
     better = gain > 0
     plain = (lengths(x0[i], eps[i], 1) + lengths(x0[j], eps[j], 1)
              - lengths(x0[j], eps[i], 1) - lengths(x0[i], eps[j], 1)) > 0
+    one = lengths(x0[i], eps[i]) > lengths(x0[j], eps[i])
     twice = exchange(x0, better)
     lost = x0.clone()
     lost[i[better]] = x0[j[better]]
@@ -94,6 +101,7 @@ def check_untangle(untangle):
         "you exchange every couple; do it only where the sum gets smaller": exchange(x0, torch.ones_like(better)),
         "you exchanged the noise: the pair is swapped. Return a new x0, with eps as it was": exchange(eps, better),
         "one of each couple is overwritten before it is copied, so one data point occurs twice and one is lost": lost,
+        "you look at one pair of the couple alone; compare the sum of both": exchange(x0, one),
         "compare the sums of SQUARED lengths": exchange(x0, plain),
         "you return the points of the couples alone; return all N": twice[i],
         "return the new x0 alone, not the pairs": torch.stack([twice, eps]),
