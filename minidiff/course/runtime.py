@@ -57,7 +57,9 @@ def setup(seed=0, device=None):
         import matplotlib
 
         matplotlib.rcParams["figure.dpi"] = 110
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    cpu = f"{threads} thread{'s' * (threads != 1)}"
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
     print(f"device {device.type} ({where}) · {str(run.dtype).removeprefix('torch.')} · seed {seed} · tier {run.tier} · "
           f"minidiff {minidiff.__version__} · torch {torch.__version__} · Python {platform.python_version()}")
     return run
