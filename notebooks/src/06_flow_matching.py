@@ -63,7 +63,8 @@ def draw_lines(panels, arrow=None):
         ax.set(xlim=(-2.9, 2.9), ylim=(-2.9, 2.9), aspect="equal", title=title)
         ax.grid(visible=False)
     if arrow is not None:
-        ax.annotate("", arrow[1], arrow[0], arrowprops={"arrowstyle": "-|>", "linewidth": 2.5, "color": "black", "shrinkA": 0, "shrinkB": 0})
+        line = {"arrowstyle": "-|>", "linewidth": 2.5, "color": "black", "shrinkA": 0, "shrinkB": 0}
+        ax.annotate("", arrow[1], arrow[0], arrowprops=line)
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2, markerscale=3)
     return figure
 
@@ -226,7 +227,8 @@ def by_time(model, num=4000):
 
 
 loss, lowest, excess = by_time(trained)
-print(f"mean loss {loss.mean():.4f}, of the exact velocity {lowest.mean():.4f}, error of the velocity {excess.mean():.4f}")
+print(f"mean loss {loss.mean():.4f}, of the exact velocity {lowest.mean():.4f},",
+      f"error of the velocity {excess.mean():.4f}")
 assert abs(loss.mean() - lowest.mean() - excess.mean()) < 0.1 * (excess.mean() + 0.02)  # up to sampling noise
 curves = {"loss of the network": loss, "loss of the exact velocity": lowest, "error of the network's velocity": excess}
 figure = plots.lines({name: (levels, value) for name, value in curves.items()}, x="t", y="mean squared", log="y")
@@ -261,7 +263,8 @@ fresh = 2 * minidiff.load_dataset("eight_gaussians", num=2000, split="test").ima
 floor = energy_distance(points[-2000:], fresh)
 made = clouds_of(learned(trained), (64, 8, 4, 2, 1))
 for n, cloud in made.items():
-    print(f"steps: {n:2}, 1000 x energy distance to fresh data {energy_distance(cloud, fresh):7.2f} (real data {floor:.2f})")
+    distance = energy_distance(cloud, fresh)
+    print(f"steps: {n:2}, 1000 x energy distance to fresh data {distance:7.2f} (real data {floor:.2f})")
 plots.density_2d({f"{n} step{'s' * (n > 1)}": made[n][:500] for n in (64, 4, 2, 1)}, extent=2.2)
 
 # %% [markdown]
@@ -472,7 +475,8 @@ for name, parts in thirds.items():
     last = energy_distance(clouds_of(learned(by_draw[name]), [64])[64], fresh)
     print(f"{name:13} error below 0.25, between, above 0.75: " + ", ".join(f"{p:.4f}" for p in parts)
           + f"; samples {last:.2f}")
-plots.lines({name: (levels, e) for name, e in excesses.items()}, x=r"noise level $\sigma$", y="error of the velocity", log="y")
+curves = {name: (levels, e) for name, e in excesses.items()}
+plots.lines(curves, x=r"noise level $\sigma$", y="error of the velocity", log="y")
 
 # %% [markdown]
 # You get what you train on. Logit-normal times help a little in the middle and cost at both ends, at low noise a factor of four. The shift helps at high noise and costs at low. For these points neither pays: the width of the Gaussians is decided at low noise, and the samples are no better. Large pictures are another matter.
@@ -628,7 +632,8 @@ def needed(name, goal=0.05):
 
 findings = [
     ("Straight paths need fewer evaluations than diffusion paths (Lipman et al. 2023)",
-     "evaluations for an error of 0.05, linear / cosine / straight: " + " / ".join(needed("Euler, " + name) for name in routes)),
+     "evaluations for an error of 0.05, linear / cosine / straight: "
+     + " / ".join(needed("Euler, " + name) for name in routes)),
     ("The weights of flow matching are those of v on the cosine schedule (Kingma and Gao 2023)",
      f"equal within {differ:.0%} for log-SNR from -6 to 6"),
     ("Logit-normal times train large pictures better than even ones (Esser et al. 2024)",
