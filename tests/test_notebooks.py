@@ -1,6 +1,7 @@
 """The notebook tool on a small notebook: what it builds, keeps, strips, complains about, and how it runs exercises."""
 
 import base64
+import io
 import shutil
 import subprocess
 import sys
@@ -10,11 +11,22 @@ import notebook_build
 import notebook_checks
 import notebook_exercises
 import notebook_run
+import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_output
+from PIL import Image
 
 NAME = "90_sample"
-PNG = base64.b64encode(b"not really a picture").decode()
+
+
+def png(image):
+    """A PIL image as it stands in a notebook."""
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return base64.b64encode(out.getvalue()).decode()
+
+
+PNG = png(Image.new("RGB", (40, 30), "orange"))
 
 
 @pytest.fixture
@@ -204,7 +216,17 @@ def test_clean_leaves_pictures_and_text_only():
     assert [output.output_type for output in cell.outputs] == ["stream", "display_data"]
     assert cell.outputs[0].text == "2/2" and set(cell.outputs[1].data) == {"image/png"}
     assert set(cell.metadata) == {"tags"} and set(nb.metadata) == {"kernelspec", "language_info", "minidiff"}
-    assert notebook_run.picture(nb) == b"not really a picture"
+    assert Image.open(io.BytesIO(notebook_run.picture(nb))).size == (40, 30)
+
+
+def test_figures_get_a_palette_where_it_changes_them_little():
+    ramp = np.tile(np.linspace(0, 255, 300).astype(np.uint8)[None, :, None], (200, 1, 3))
+    noise = np.random.default_rng(0).integers(0, 255, (200, 300, 3), dtype=np.uint8)
+    curve, picture = (png(Image.fromarray(pixels)) for pixels in (ramp, noise))
+    small = notebook_run.with_palette(curve)
+    stored = Image.open(io.BytesIO(base64.b64decode(small)))
+    assert stored.mode == "P" and np.abs(np.asarray(stored.convert("RGB"), dtype=int) - ramp).max() <= 2
+    assert notebook_run.with_palette(small) == small and notebook_run.with_palette(picture) == picture
 
 
 def test_solutions_are_merged_and_checks_asserted(course):
