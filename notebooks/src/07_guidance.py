@@ -598,7 +598,8 @@ flag = emoji.classes.index("Flags")
 free_choice = torch.full((100 if not quick else 10,), 10)
 away = {"anything": draw(free_choice), "but no flags": draw(free_choice, guidance=2.0, negative=flag)}
 with torch.no_grad():
-    found = {name: judge_network.classify(images.to(run.device)).argmax(1).cpu() == flag for name, images in away.items()}
+    seen = {name: judge_network.classify(images.to(run.device)).argmax(1).cpu() for name, images in away.items()}
+found = {name: classes == flag for name, classes in seen.items()}
 for name, flags in found.items():
     print(f"{name}: {flags.double().mean():.0%} flags among {len(flags)}")
 first = found["anything"].int().argsort(descending=True)[:10]  # the flags
@@ -718,4 +719,4 @@ exercises.check_rescale(rescale)
 # - Lin et al., *Common diffusion noise schedules and sample steps are flawed*, 2024, arXiv 2305.08891: rescaling. Gao et al., *MDT*, 2023, arXiv 2303.14389: power-cosine.
 # - Peebles, Xie, *Scalable diffusion models with transformers*, 2023, arXiv 2212.09748: DiT.
 #
-# Next comes notebook 08, *The U-Net, drawn from its tensors*.
+# Next: [notebook 08](08_the_u_net.ipynb), *The U-Net, drawn from its tensors*.
