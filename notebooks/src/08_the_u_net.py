@@ -736,4 +736,4 @@ exercises.check_up_widths(up_widths)
 # - Sun, Jiang, Zhao, He, *Is noise conditioning necessary for denoising generative models?*, 2025, arXiv 2502.13129: your last surprise, at full size.
 # - Dhariwal, Nichol, *Diffusion models beat GANs on image synthesis*, 2021, arXiv 2105.05233: the U-Net grown up. Bao et al., *All are worth words*, 2023, arXiv 2209.12152: skips without convolutions, for notebook 10.
 #
-# Next comes notebook 09, *Training well and knowing it*.
+# Next: [notebook 09](09_training_well.ipynb), *Training well and knowing it*.
