@@ -36,9 +36,9 @@ _FROM = {
     "minidiff.files": ["cache_folder", "data_folder"],
 }
 _HOME = {name: module for module, names in _FROM.items() for name in names}
-_FILES = ("attention_maps", "backbones", "checkpoints", "course", "datasets", "diffusion", "guidance", "layers",
-          "likelihood", "losses", "metrics", "official", "oracles", "prediction", "reflow", "samplers",
-          "schedules", "scorers", "spacings", "text", "training", "variational")
+_FILES = ("attention_maps", "backbones", "checkpoints", "course", "datasets", "diffusion", "editing", "guidance",
+          "layers", "likelihood", "losses", "metrics", "official", "oracles", "prediction", "reflow",
+          "samplers", "schedules", "scorers", "spacings", "text", "training", "variational")
 
 __all__ = ["__version__", *_HOME, *_FILES]
 
