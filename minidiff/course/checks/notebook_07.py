@@ -18,8 +18,10 @@ def check_guided_with_w(guided_with_w):
             "s is 1 + w, not w - 1": without + (w - 1) * gap,
             "s is 1 + w, not 1 - w": without + (1 - w) * gap,
         }
-        if w:  # at 0 these are right
+        if w:  # at 0 this would be `without`
+            mistakes["this is the gradient alone; it must be added to `without`"] = (1 + w) * gap
             mistakes["you left the 1 in 1 + w out: the factors must sum to 1"] = w * with_y - w * without
+            mistakes["`without` has the factor w, so that the factors sum to 1"] = (1 + w) * with_y - without
         compare(guided_with_w(with_y, without, w), with_y + w * gap, mistakes, name="the guided prediction")
 
 
@@ -47,7 +49,8 @@ def check_classifier_guided_eps(classifier_guided_eps):
         }
         if scale != 1:
             mistakes["you forgot the scale"] = eps - sigma * g
-        compare(classifier_guided_eps(eps, x_t, log_prob, y, sigma, scale), right, mistakes, name="the guided eps")
+        found = classifier_guided_eps(eps, x_t.clone(), log_prob, y, sigma, scale)  # a copy: .grad adds up
+        compare(found, right, mistakes, name="the guided eps")
 
 
 @exercise("each picture gets its own contrast back, and nothing of its neighbours'.")
@@ -71,6 +74,7 @@ def check_rescale(rescale):
             "each channel is rescaled by itself, which changes the colours: dim must be (1, 2, 3)":
                 mixed(ratio((2, 3)), phi),
             "the standard deviation is taken over the channels alone: dim must be (1, 2, 3)": mixed(ratio((1,)), phi),
+            "that is the ratio of the variances: take its root": mixed(own**2, phi),
             "the ratio is upside down: the guided prediction must get the deviation of the conditional one":
                 mixed(1 / own, phi),
             "phi and 1 - phi are swapped": mixed(own, 1 - phi),
