@@ -588,10 +588,10 @@ away = {"anything": draw(free_choice), "but no flags": draw(free_choice, guidanc
 y = emoji.labels[:8].to(run.device)
 with torch.no_grad():
     seen = {name: judge_network.classify(images.to(run.device)).argmax(1).cpu() for name, images in away.items()}
-found = {name: classes == flag for name, classes in seen.items()}
     two = minidiff.guidance.classifier_free(model.denoise, y, 8.0, guide_first=2)(noisy, 0.5).out
     assert torch.allclose(two[:, :2], guided_out[:, :2], atol=1e-4)
     assert torch.allclose(two[:, 2], model.denoise(noisy, 0.5, y).out[:, 2], atol=1e-4)
+found = {name: classes == flag for name, classes in seen.items()}
 for name, flags in found.items():
     print(f"{name}: {flags.double().mean():.0%} flags among {len(flags)}")
 first = found["anything"].int().argsort(descending=True)[:10]  # the flags
@@ -642,8 +642,7 @@ findings = [
     ("Langevin steps make samples follow the formula (Bradley and Nakkiran 2024)",
      *(f"{name}, scale 4: {wrong[4.0][name]:.0%} misplaced" for name in ("DDIM", "settled"))),
     ("A weaker self guides without loss of variety (Karras et al. 2024)",
-     *(f"{name}: width {shape[name][0]:.2f}, off by {shape[name][1]:.2f}"
-       for name in ("classifier-free", "autoguidance"))),
+     *("{}: width {:.2f}, off by {:.2f}".format(name, *shape[name]) for name in ("classifier-free", "autoguidance"))),
 ]
 head = "| paper | here: fidelity, diversity, kernel distance | and with it |\n|---|---|---|\n"
 Markdown(head + "\n".join("| " + " | ".join(row) + " |" for row in findings))
