@@ -172,21 +172,12 @@ class Diffusion(nn.Module):
 
     def check_batch(self, x0, y=None, values=True):
         """Raise ValueError unless images and condition fit this model; `values` are checked where that may wait."""
-        if tuple(x0.shape[1:]) != self.shape or not len(x0):
-            raise ValueError(
-                f"images must have shape (B, {', '.join(map(str, self.shape))}), got {tuple(x0.shape)}; resize them, or"
-                " make the Diffusion, and its network, for their shape"
-            )
+        check_image_shape(self, x0)
         if not values:
             return
         check_labels(self.network, y, len(x0))
         if self.latents is None:
-            (least, most), (low, high) = self.value_range, (value.item() for value in torch.aminmax(x0))
-            if not x0.is_floating_point() or not (low >= least - 1e-3 and high <= most + 1e-3):  # catches NaN, too
-                raise ValueError(
-                    f"images must be floats in [{least:g}, {most:g}], got {x0.dtype} from {low:g} to {high:g}; bytes"
-                    " become x / 127.5 - 1 (or pass value_range=... to Diffusion for other data)"
-                )
+            check_image_values(self, x0)
         self._checked = True
 
     # --- posterior and variational bound -------------------------------------------------------------------------
@@ -230,6 +221,25 @@ def eval_mode(model):
     finally:
         for module, training in modes:
             module.training = training
+
+
+def check_image_shape(model, x0):
+    """Raise ValueError unless x0 is a batch of images of the model's shape."""
+    if tuple(x0.shape[1:]) != model.shape or not len(x0):
+        raise ValueError(
+            f"images must have shape (B, {', '.join(map(str, model.shape))}), got {tuple(x0.shape)}; resize them, or"
+            f" make the {type(model).__name__}, and its network, for their shape"
+        )
+
+
+def check_image_values(model, x0):
+    """Raise ValueError unless x0 are floats in the model's value range; reads them, so it waits for the device."""
+    (least, most), (low, high) = model.value_range, (value.item() for value in torch.aminmax(x0))
+    if not x0.is_floating_point() or not (low >= least - 1e-3 and high <= most + 1e-3):  # catches NaN, too
+        raise ValueError(
+            f"images must be floats in [{least:g}, {most:g}], got {x0.dtype} from {low:g} to {high:g}; bytes"
+            f" become x / 127.5 - 1 (or pass value_range=... to {type(model).__name__} for other data)"
+        )
 
 
 def check_labels(network, y, batch):

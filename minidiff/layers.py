@@ -133,6 +133,20 @@ class Attention(nn.Module):
         return self.proj(merge_heads(attention(q, k, v, mask)))
 
 
+class CrossAttention(nn.Module):
+    """Tokens (B, N, dim) ask those of a condition (B, L, dim), of which only what the mask (B, L) allows answers."""
+
+    def __init__(self, dim, num_heads, bias):
+        super().__init__()
+        self.num_heads = num_heads
+        self.q, self.kv = nn.Linear(dim, dim, bias=bias), nn.Linear(dim, 2 * dim, bias=bias)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x, text, mask=None):
+        q, k, v = (split_heads(part, self.num_heads) for part in (self.q(x), *self.kv(text).chunk(2, dim=2)))
+        return self.proj(merge_heads(attention(q, k, v, mask)))
+
+
 class Mlp(nn.Module):
     """Linear, GELU, Linear; `approximate` is "none" for the exact GELU, "tanh" for that of DiT."""
 
@@ -143,6 +157,12 @@ class Mlp(nn.Module):
 
     def forward(self, x):
         return self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
+
+
+def check_images(x, shape):
+    """Raise ValueError unless x is a batch of images of this shape, which the positions fix."""
+    if x.shape[1:] != shape:
+        raise ValueError(f"images must be {shape}, got {tuple(x.shape[1:])}; resize them or set img_size, in_channels")
 
 
 def patchify(x, p):

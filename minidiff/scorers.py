@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from minidiff.diffusion import TIMES, Diffusion
+from minidiff.diffusion import TIMES, Diffusion, check_image_shape, check_image_values
 from minidiff.errors import unknown_name
 
 
@@ -47,18 +47,9 @@ class NoiseAware(nn.Module):
 
     def check_images(self, x0, values=True):
         """Raise ValueError unless images x0 (B, C, H, W) have the shape and, where asked, the values of this model."""
-        if tuple(x0.shape[1:]) != self.shape or not len(x0):
-            raise ValueError(
-                f"images must have shape (B, {', '.join(map(str, self.shape))}), got {tuple(x0.shape)}; resize them, or"
-                f" make the {type(self).__name__}, and its network, for their shape"
-            )
+        check_image_shape(self, x0)
         if values:
-            (least, most), (low, high) = self.value_range, (value.item() for value in torch.aminmax(x0))
-            if not x0.is_floating_point() or not (low >= least - 1e-3 and high <= most + 1e-3):  # catches NaN, too
-                raise ValueError(
-                    f"images must be floats in [{least:g}, {most:g}], got {x0.dtype} from {low:g} to {high:g}; bytes"
-                    " become x / 127.5 - 1"
-                )
+            check_image_values(self, x0)
 
 
 class Classifier(NoiseAware):

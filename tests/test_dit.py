@@ -5,7 +5,7 @@ import json
 import goldens_dit
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from counting import Count
 from torch.utils.flop_counter import FlopCounterMode
 
 from minidiff import Diffusion, create_model, list_models, schedules
@@ -233,17 +233,6 @@ def test_attention_maps():
         assert {name: weights.shape[2:] for name, (weights,) in maps.items()} == {
             f"blocks.{i}.{name}": shape for i in range(2) for name, shape in shapes.items()
         }
-
-
-class Count(TorchDispatchMode):
-    """Operations that are more than a view: counted, since counts are the same on every machine."""
-
-    ops = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        self.ops += not func.is_view and "_unsafe_view" not in str(func)
-        return out
 
 
 def test_dit_s_2_wastes_no_operation():

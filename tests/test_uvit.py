@@ -3,7 +3,7 @@
 import goldens_uvit
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from counting import Count
 
 from minidiff import create_model
 from minidiff.attention_maps import record_attention
@@ -164,17 +164,6 @@ def test_attention_maps():
         assert weights.shape == (3, 2, 1 + 5 + 16, 1 + 5 + 16)
         torch.testing.assert_close(weights.sum(-1), torch.ones(3, 2, 22))
         assert (weights[0, :, :, 3:6] == 0).all() and (weights[0, :, :, :3] > 0).all()  # two words in the first text
-
-
-class Count(TorchDispatchMode):
-    """Operations that are more than a view: counted, since counts are the same on every machine."""
-
-    ops = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        self.ops += not func.is_view and "_unsafe_view" not in str(func)
-        return out
 
 
 def test_the_cifar10_network_wastes_no_operation():

@@ -20,14 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from minidiff.backbones.iuvit import CrossAttention
 from minidiff.backbones.registry import register_model
-from minidiff.backbones.uvit import check_images
 from minidiff.errors import unknown_name
 from minidiff.layers import (
     Attention,
+    CrossAttention,
     LabelEmbedding,
     Mlp,
+    check_images,
     null_labels,
     sincos_positions,
     timestep_embedding,

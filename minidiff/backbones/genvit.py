@@ -21,16 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from minidiff.backbones.registry import register_model
-from minidiff.backbones.uvit import check_images
-from minidiff.layers import (
-    LabelEmbedding,
-    Mlp,
-    attention,
-    merge_heads,
-    null_labels,
-    patchify,
-    unpatchify,
-)
+from minidiff.layers import LabelEmbedding, Mlp, attention, check_images, merge_heads, null_labels, patchify, unpatchify
 
 
 class GenViT(nn.Module):

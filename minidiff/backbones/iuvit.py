@@ -24,15 +24,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from minidiff.backbones.registry import register_model
-from minidiff.backbones.uvit import LinearHead, TimeMlp, check_images, check_trunk, init_weights
+from minidiff.backbones.uvit import LinearHead, TimeMlp, check_trunk, init_weights
 from minidiff.errors import unknown_name
 from minidiff.layers import (
     Attention,
+    CrossAttention,
     LabelEmbedding,
     Mlp,
     Text,
     as_text,
     attention,
+    check_images,
     merge_heads,
     null_for_empty,
     null_labels,
@@ -193,20 +195,6 @@ class RearrangeHead(nn.Module):
 
     def forward(self, tokens):
         return self.conv(unpatchify(tokens, self.patch_size, self.grid, self.grid))
-
-
-class CrossAttention(nn.Module):
-    """Tokens (B, N, dim) ask the text (B, L, dim), of which only what the mask (B, L) allows answers."""
-
-    def __init__(self, dim, num_heads, bias):
-        super().__init__()
-        self.num_heads = num_heads
-        self.q, self.kv = nn.Linear(dim, dim, bias=bias), nn.Linear(dim, 2 * dim, bias=bias)
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(self, x, text, mask=None):
-        q, k, v = (split_heads(part, self.num_heads) for part in (self.q(x), *self.kv(text).chunk(2, dim=2)))
-        return self.proj(merge_heads(attention(q, k, v, mask)))
 
 
 class JointAttention(nn.Module):

@@ -21,6 +21,7 @@ from minidiff.layers import (
     Mlp,
     Text,
     as_text,
+    check_images,
     null_labels,
     timestep_embedding,
     unpatchify,
@@ -190,12 +191,6 @@ def check_trunk(img_size, patch_size, depth, num_classes, text_dim):
         raise ValueError(f"depth must be even: half of it below the middle block and half above, got {depth}")
     if num_classes and text_dim:
         raise ValueError(f"choose labels (num_classes={num_classes}) or text (text_dim={text_dim}), not both")
-
-
-def check_images(x, shape):
-    """Raise ValueError unless x is a batch of images of this shape, which the positions fix."""
-    if x.shape[1:] != shape:
-        raise ValueError(f"images must be {shape}, got {tuple(x.shape[1:])}; resize them or set img_size, in_channels")
 
 
 SIZES = {  # 500k iterations reach these FIDs, if no other number stands there (their table of models)
