@@ -5,7 +5,9 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
+from minidiff.course.recorded import recorded
 from minidiff.files import data_folder
 
 KEYS = {"format", "experiment", "run", "tier", "seed", "command", "date", "device", "threads", "machine", "torch",
@@ -19,6 +21,8 @@ def test_a_run_is_recorded_and_not_made_twice(root, tmp_path):
     record = json.loads((tmp_path / "uvit" / "cpu" / "none.json").read_text())
     assert set(record) == KEYS and record["model"]["arguments"]["skip"] == "none"
     assert len(record["held_out"]["losses"]) == len(record["held_out"]["times"]) == 10
+    with Image.open(tmp_path / "uvit" / "cpu" / "none.png") as samples:
+        assert samples.size == (16 * 16, 16)  # sixteen pictures in a smoke run
     assert "wrote" in first.stdout and "is there already" in second.stdout
 
 
@@ -32,5 +36,14 @@ def test_unknown_names_are_refused(root):
 def test_kept_runs_are_whole(path):
     record = json.loads(path.read_text())
     assert set(record) == KEYS and record["format"] == 1
-    assert (record["experiment"], record["tier"], record["run"]) == path.with_suffix("").parts[-3:]
+    name = record["run"] + f"-seed{record['seed']}" * bool(record["seed"])
+    assert (record["experiment"], record["tier"], name) == path.with_suffix("").parts[-3:]
     assert f"{record['experiment']} {record['run']} --tier {record['tier']}" in record["command"]
+    samples = recorded(record["experiment"], record["tier"])[name]["samples"]
+    assert samples.shape == (32, 3, record["data"]["size"], record["data"]["size"])
+    assert samples.min() >= -1 and samples.max() <= 1 and samples.std() > 0.1
+
+
+def test_what_was_not_recorded_is_named():
+    with pytest.raises(FileNotFoundError, match="tools/ablation.py uvits --tier cpu"):
+        recorded("uvits", "cpu")

@@ -2,8 +2,9 @@
 
 Every run is one file data/results/EXPERIMENT/TIER/RUN.json: the model with its parameters and work, the data, the
 training, the losses (of the curve, and of held-out pictures by noise level, with the same noise for all), and the
-distance of its samples from the data. Runs that are recorded are skipped, an interrupted one goes on from its last
-checkpoint. Tier cpu: emoji at 16 pixels, minutes a run; gpu: at 32 pixels.
+distance of its samples from the data; beside it RUN.png, the first 32 of these samples. A seed other than 0 is part of
+the name, RUN-seed1. Runs that are recorded are skipped, an interrupted one goes on from its last checkpoint. Tier cpu:
+emoji at 16 pixels, minutes a run; cpu-long: the same for five times as many steps; gpu: at 32 pixels.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import platform
 import time
 
 import torch
+from PIL import Image
 
 from minidiff import Diffusion, create_model, load_dataset, sample, schedules, summary
 from minidiff.errors import unknown_name
@@ -23,9 +25,11 @@ from minidiff.training import train
 FORMAT = 1
 TIERS = {
     "cpu": dict(size=16, steps=600, batch_size=64, samples=512),
+    "cpu-long": dict(size=16, steps=3000, batch_size=64, samples=512),
     "gpu": dict(size=32, steps=20_000, batch_size=256, samples=2048),
 }
 TRAINING = dict(lr=1e-3, warmup=100, ema=0.995, p_uncond=0.1)
+SHOWN = 32  # of the samples are kept as a picture
 TIMES = [(i + 0.5) / 10 for i in range(10)]  # where the held-out loss is measured
 
 # experiment -> run -> (model, overrides). The tiny sizes; the gpu tier gives them 32 pixels.
@@ -75,18 +79,20 @@ def main():
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     for name in arguments.runs or runs:
-        path = arguments.out / arguments.experiment / arguments.tier / f"{name}.json"
+        seed = f"-seed{arguments.seed}" * bool(arguments.seed)
+        path = arguments.out / arguments.experiment / arguments.tier / f"{name}{seed}.json"
         if path.exists():
             print(f"{path} is there already")
             continue
-        record = run(arguments.experiment, name, *runs[name], arguments)
+        record, samples = run(arguments.experiment, name, *runs[name], arguments)
         path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(strip(samples[:SHOWN])).save(path.with_suffix(".png"), optimize=True)
         write_text(path, json.dumps(record, indent=1) + "\n")
         print(f"wrote {path}: held-out loss {record['held_out']['mean']:.4f}, {record['distances']['frechet']['text']}")
 
 
 def run(experiment, name, model, overrides, arguments):
-    """Train, judge and describe one run: a dict of plain values."""
+    """Train, judge and describe one run: a dict of plain values, and its samples."""
     tier, device = TIERS[arguments.tier], "cuda" if torch.cuda.is_available() else "cpu"
     steps = 4 if arguments.smoke else arguments.steps or tier["steps"]
     data, held_out = (load_dataset("emoji", size=tier["size"], split=split) for split in ("train", "test"))
@@ -107,7 +113,7 @@ def run(experiment, name, model, overrides, arguments):
     pictures = 16 if arguments.smoke else tier["samples"]
     labels = data.labels[torch.randperm(len(data.labels), generator=torch.Generator().manual_seed(0))[:pictures]]
     fake = sample(history.ema, len(labels), y=labels, sampler="dpmpp_2m", steps=4 if arguments.smoke else 20, seed=1)
-    return {
+    record = {
         "format": FORMAT, "experiment": experiment, "run": name, "tier": arguments.tier, "seed": arguments.seed,
         "command": f"python tools/ablation.py {experiment} {name} --tier {arguments.tier} --seed {arguments.seed}"
                    + f" --steps {arguments.steps}" * bool(arguments.steps),
@@ -120,6 +126,7 @@ def run(experiment, name, model, overrides, arguments):
         "held_out": {"mean": round(sum(losses) / len(losses), 5), "times": TIMES, "losses": losses},
         "distances": distances(data, fake, tier["size"]),
     }  # fmt: skip
+    return record, fake
 
 
 @torch.no_grad()
@@ -137,6 +144,11 @@ def by_time(diffusion, dataset, count):
 def curve(losses, points=40):
     """The training loss as `points` means over equal stretches."""
     return [round(part.mean().item(), 5) for part in losses.tensor_split(min(points, len(losses)))]
+
+
+def strip(images):
+    """Images (B, 3, H, W) in [-1, 1] beside each other, as bytes (H, B * W, 3)."""
+    return images.cpu().clamp(-1, 1).add(1).mul(127.5).round().byte().permute(2, 0, 3, 1).flatten(1, 2).numpy()
 
 
 def distances(data, fake, size):
