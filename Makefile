@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # One thread a process: two pytest workers share two cores better that way.
 QUICK := MINIDIFF_TIER=smoke OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: tour lab test test-slow verify bench notebooks weights weights-gpu clean
+.PHONY: tour lab test test-slow verify bench notebooks weights weights-gpu ablations ablations-gpu clean
 
 tour: $(VENV)/.notebooks
 	$(BIN)/python tools/notebooks.py tour
@@ -54,6 +54,18 @@ bench: $(VENV)/.test
 weights-gpu: $(VENV)/.test
 	$(BIN)/python tools/train_weights.py emoji-unet-32
 	$(BIN)/python tools/train_weights.py shapes-unet-32
+
+# The recorded runs that notebooks compare: a run that data/results holds is not made again. Minutes a run.
+ablations: $(VENV)/.test
+	$(BIN)/python tools/ablation.py uvit --tier cpu
+	$(BIN)/python tools/ablation.py iuvit --tier cpu
+	$(BIN)/python tools/ablation.py dit --tier cpu
+
+# The same at 32 pixels, which needs a GPU; they are not recorded yet.
+ablations-gpu: $(VENV)/.test
+	$(BIN)/python tools/ablation.py uvit --tier gpu
+	$(BIN)/python tools/ablation.py iuvit --tier gpu
+	$(BIN)/python tools/ablation.py dit --tier gpu
 
 clean:
 	rm -rf build .pytest_cache .ruff_cache
