@@ -15,6 +15,7 @@ from minidiff.layers import (
     attention,
     null_for_empty,
     patchify,
+    run,
     sincos_positions,
     unpatchify,
 )
@@ -143,3 +144,19 @@ def test_an_error_ends_the_recording():
     with record_attention(model) as maps:
         model(torch.randn(1, 5, 8))
     assert list(maps) == ["blocks.0", "blocks.1"]
+
+
+def test_a_block_computed_twice_gives_the_same_and_keeps_less():
+    """With dropout: the second time it must draw what it drew the first time."""
+    block = nn.Sequential(nn.Linear(8, 64), nn.SiLU(), nn.Dropout(0.5), nn.Linear(64, 8))
+    x, results, kept = torch.randn(5, 8, requires_grad=True), [], ([], [])
+    for checkpoint in (False, True):
+        torch.manual_seed(0)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept[checkpoint].append(t.numel()) or t, lambda t: t):
+            out = run(block, x, checkpoint=checkpoint)
+        results.append((out, *torch.autograd.grad(out.square().sum(), [x, *block.parameters()])))
+    for plain, again in zip(*results, strict=True):
+        assert torch.equal(plain, again)
+    assert sum(kept[1]) < sum(kept[0]) / 4
+    with torch.no_grad():
+        assert run(block.eval(), x, checkpoint=True).grad_fn is None
