@@ -108,8 +108,8 @@ def test_maps_are_recorded_for_every_window_and_head():
     with record_attention(block) as maps:
         block(torch.randn(3, 8, 8, 8))
     (weights,) = maps["attn"]
-    assert weights.shape == (3, 4 * 2, 16, 16)
-    assert torch.allclose(weights.sum(-1), torch.ones(3, 8, 16))
+    assert weights.shape == (3 * 4, 2, 16, 16)
+    assert torch.allclose(weights.sum(-1), torch.ones(12, 2, 16))
 
 
 def test_what_does_not_fit_is_refused():

@@ -5,8 +5,7 @@ half their size, so that neighbours meet; a mask keeps apart what only the cycli
 resolutions `PatchMerging` joins four tokens into one, and `PatchExpanding` (Cao et al. 2021, "Swin-Unet") undoes it.
 Images are maps of tokens (B, H, W, C) here. ASCEND (ascend.py) is made of these blocks.
 
-Differences from the paper: none in the numbers. The windows are cut out of q, k and v, not of the tokens, and the
-windows of an image count as further heads, so that bias and mask are made once and not for every image.
+Differences from the paper: none.
 """
 
 import math
@@ -15,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from minidiff.layers import Mlp, attention
+from minidiff.layers import Mlp, attention, merge_heads
 
 
 class SwinBlock(nn.Module):
@@ -67,37 +66,37 @@ class WindowAttention(nn.Module):
         if x.shape[1:3] != self.resolution:
             raise ValueError(f"tokens must be (B, {self.resolution[0]}, {self.resolution[1]}, C), the resolution that"
                              f" the windows were laid out for; got {tuple(x.shape)}")  # fmt: skip
-        height, width = self.resolution
         if any(self.shift):
             x = x.roll((-self.shift[0], -self.shift[1]), (1, 2))
         if any(self.pad):
             x = F.pad(x, (0, 0, 0, self.pad[1], 0, self.pad[0]))
-        q, k, v = self.windows(self.qkv(x))  # each (B, windows * heads, N, d)
-        x = self.image(attention(q, k, v, self.bias()), x.shape)
-        x = x[:, :height, :width] if any(self.pad) else x
-        if any(self.shift):
-            x = x.roll(self.shift, (1, 2))
-        return self.proj(x)
+        height, width = x.shape[1:3]
+        windows = split_windows(x, self.window)  # (B * windows, N, C)
+        q, k, v = self.qkv(windows).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        windows = self.proj(merge_heads(attention(q, k, v, self.bias(len(x)))))
+        x = join_windows(windows, self.window, height, width)
+        x = x[:, : self.resolution[0], : self.resolution[1]] if any(self.pad) else x
+        return x.roll(self.shift, (1, 2)) if any(self.shift) else x
 
-    def windows(self, qkv):
-        """(B, H, W, 3 * heads * d) -> (3, B, windows * heads, N, d): the windows row by row, and so their tokens."""
-        wh, ww = self.window
-        qkv = qkv.unflatten(3, (3, self.num_heads, -1)).unflatten(2, (-1, ww)).unflatten(1, (-1, wh))
-        # (B, rows of windows, wh, columns of windows, ww, 3, heads, d)
-        return qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).flatten(5, 6).flatten(2, 4)
-
-    def image(self, x, shape):
-        """(B, windows * heads, N, d) -> (B, H, W, heads * d), the inverse."""
-        wh, ww = self.window
-        x = x.unflatten(2, self.window).unflatten(1, (shape[1] // wh, shape[2] // ww, self.num_heads))
-        # (B, rows of windows, columns of windows, heads, wh, ww, d)
-        return x.permute(0, 1, 4, 2, 5, 3, 6).reshape(shape)
-
-    def bias(self):
-        """What is added to the logits, (1, windows * heads, N, N): the bias by distance, and -100 across a seam."""
+    def bias(self, batch):
+        """What is added to the logits, (1 or B * windows, heads, N, N): the bias by distance, -100 across a seam."""
         bias = self.relative_position_bias_table[self.index.flatten()]  # (N * N, heads)
         bias = bias.T.unflatten(1, self.index.shape)  # (heads, N, N)
-        return (bias + self.mask[:, None]).flatten(0, 1)[None]
+        if not any(self.shift):
+            return bias[None]
+        return (bias + self.mask[:, None]).expand(batch, -1, -1, -1, -1).flatten(0, 1)
+
+
+def split_windows(x, window):
+    """(B, H, W, C) -> (B * windows, N, C): the windows of an image row by row, and so the tokens of a window."""
+    x = x.unflatten(2, (-1, window[1])).unflatten(1, (-1, window[0]))  # (B, rows, wh, columns, ww, C)
+    return x.transpose(2, 3).flatten(0, 2).flatten(1, 2)
+
+
+def join_windows(x, window, height, width):
+    """(B * windows, N, C) -> (B, height, width, C), the inverse of `split_windows`."""
+    x = x.unflatten(1, window).unflatten(0, (-1, height // window[0], width // window[1]))
+    return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
 def relative_index(window):
