@@ -146,13 +146,18 @@ def test_an_error_ends_the_recording():
     assert list(maps) == ["blocks.0", "blocks.1"]
 
 
+def counting_kept(sizes):
+    """Inside, the size of each tensor that is kept for the backward pass goes into the list `sizes`."""
+    return torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t)
+
+
 def test_a_block_computed_twice_gives_the_same_and_keeps_less():
     """With dropout: the second time it must draw what it drew the first time."""
     block = nn.Sequential(nn.Linear(8, 64), nn.SiLU(), nn.Dropout(0.5), nn.Linear(64, 8))
     x, results, kept = torch.randn(5, 8, requires_grad=True), [], ([], [])
     for checkpoint in (False, True):
         torch.manual_seed(0)
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept[checkpoint].append(t.numel()) or t, lambda t: t):
+        with counting_kept(kept[checkpoint]):
             out = run(block, x, checkpoint=checkpoint)
         results.append((out, *torch.autograd.grad(out.square().sum(), [x, *block.parameters()])))
     for plain, again in zip(*results, strict=True):
