@@ -1,0 +1,88 @@
+"""The exercises of notebook 12: solutions pass, stubs fail, typical wrong answers are named."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from minidiff.course.checks import notebook_12 as checks
+from minidiff.course.exercises import prove
+
+SOLUTIONS = Path(__file__).parents[1] / "notebooks" / "solutions" / "12_dit.py"
+
+
+@pytest.fixture(scope="module")
+def solved():
+    """The names that the solution file defines, with what the notebook gives it."""
+    space = {"torch": torch, "F": F}
+    exec(SOLUTIONS.read_text(encoding="utf-8"), space)
+    return space
+
+
+def stub(*args):
+    ...
+
+
+def plain(x):
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
+
+
+def test_modulated_norm(solved):
+    prove(checks.check_modulated_norm, solved["modulated_norm"], stub, {
+        "the 1 is missing": lambda x, shift, scale: plain(x) * scale[:, None] + shift[:, None],
+        "exchanged": lambda x, shift, scale: solved["modulated_norm"](x, scale, shift),
+        "not normalised": lambda x, shift, scale: x * (1 + scale[:, None]) + shift[:, None],
+        "Insert an axis": lambda x, shift, scale: plain(x) * (1 + scale) + shift,
+        "before the scaling": lambda x, shift, scale: (plain(x) + shift[:, None]) * (1 + scale[:, None]),
+        "PyTorch's 1e-5": lambda x, shift, scale:
+            F.layer_norm(x, x.shape[-1:]) * (1 + scale[:, None]) + shift[:, None],
+        "one token alone": lambda x, shift, scale:
+            F.layer_norm(x, x.shape[1:], eps=1e-6) * (1 + scale[:, None]) + shift[:, None],
+    })  # fmt: skip
+
+
+def test_gate_gradients(solved):
+    prove(checks.check_gate_gradients, solved["gate_gradients"], stub, {
+        "you return one for each": lambda s, f, g: (s * f, g[:, None] * s),
+        "do not average": lambda s, f, g: ((s * f).mean(1), g[:, None] * s),
+        "over the batch": lambda s, f, g: ((s * f).sum((0, 1)), g[:, None] * s),
+        "multiply by the branch": lambda s, f, g: (s.sum(1), g[:, None] * s),
+        "does not contain the gate": lambda s, f, g: ((g[:, None] * s * f).sum(1), g[:, None] * s),
+        "wrong order": lambda s, f, g: (g[:, None] * s, (s * f).sum(1)),
+        "pass the gate": lambda s, f, g: ((s * f).sum(1), s),
+        "does not contain the branch": lambda s, f, g: ((s * f).sum(1), g[:, None] * s * f),
+        "expected 2": lambda s, f, g: (s * f).sum(1),
+    })  # fmt: skip
+
+
+def test_dit_weights(solved):
+    right = solved["dit_weights"]
+
+    def less(missing):
+        return lambda depth, d, p: right(depth, d, p) - missing(depth, d, p)
+
+    def no_biases(depth, d, p):
+        blocks = depth * (4 * d * d + 8 * d * d + 6 * d * d)
+        return 4 * p * p * d + (32 // p) ** 2 * d + 256 * d + d * d + 1001 * d + blocks + 2 * d * d + 8 * p * p * d
+
+    prove(checks.check_dit_weights, right, stub, {
+        "biases are missing": no_biases,
+        "fixed positions": less(lambda depth, d, p: (32 // p) ** 2 * d),
+        "'no class'": less(lambda depth, d, p: d),
+        "8 channels, not 4": less(lambda depth, d, p: 4 * p * p * (d + 1)),
+        "norm before the last layer": less(lambda depth, d, p: 2 * d * (d + 1)),
+        "d -> 6 d in each": less(lambda depth, d, p: depth * 6 * d * (d + 1)),
+        "no weights of their own": less(lambda depth, d, p: -(4 * depth + 2) * d),
+    })  # fmt: skip
+
+
+def test_adaln_single(solved):
+    right = solved["adaln_single"]
+    prove(checks.check_adaln_single, right, stub, {
+        "they are added": lambda shared, tables: shared.unflatten(1, (6, -1)) * tables[:, None],
+        "The pictures come first".lower(): lambda shared, tables: right(shared, tables).transpose(0, 1),
+        "d groups of six": lambda shared, tables: shared.unflatten(1, (-1, 6)).transpose(1, 2) + tables[:, None],
+        "tables are missing": lambda shared, tables: right(shared, 0 * tables),
+        "in one row": lambda shared, tables: shared + tables.flatten(1)[:, None],
+    })  # fmt: skip
