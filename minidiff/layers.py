@@ -92,6 +92,19 @@ def null_for_empty(text, null):
     return torch.where(some[..., None], text.tokens, null.to(text.tokens.dtype)), text.mask | ~some
 
 
+def no_text(y, dim, null):
+    """The condition of the shape of y, Text or bare tokens, that means 'no text': no token counts, nothing is pooled.
+
+    Bare tokens have no mask to say so: each of them becomes the token `null` (dim,).
+    """
+    text = as_text(y, dim)
+    tokens = null.to(text.tokens.dtype).expand_as(text.tokens)
+    if isinstance(y, torch.Tensor):
+        return tokens
+    mask = None if text.mask is None else torch.zeros_like(text.mask)
+    return Text(tokens, mask, None if text.pooled is None else torch.zeros_like(text.pooled))
+
+
 observe = None  # while attention maps are recorded (attention_maps.py), what is shown every q, k and mask
 
 
@@ -135,12 +148,15 @@ class Attention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Tokens (B, N, dim) ask those of a condition (B, L, dim), of which only what the mask (B, L) allows answers."""
+    """Tokens (B, N, dim) ask those of a condition (B, L, text_dim), of which only what the mask (B, L) allows answers.
 
-    def __init__(self, dim, num_heads, bias):
+    text_dim: `dim` if None.
+    """
+
+    def __init__(self, dim, num_heads, bias, text_dim=None):
         super().__init__()
         self.num_heads = num_heads
-        self.q, self.kv = nn.Linear(dim, dim, bias=bias), nn.Linear(dim, 2 * dim, bias=bias)
+        self.q, self.kv = nn.Linear(dim, dim, bias=bias), nn.Linear(text_dim or dim, 2 * dim, bias=bias)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x, text, mask=None):

@@ -31,11 +31,11 @@ from minidiff.layers import (
     CrossAttention,
     LabelEmbedding,
     Mlp,
-    Text,
     as_text,
     attention,
     check_images,
     merge_heads,
+    no_text,
     null_for_empty,
     null_labels,
     split_heads,
@@ -124,18 +124,8 @@ class IUViT(nn.Module):
         return self.time_embed(features)[:, None].expand(batch, -1, -1)
 
     def null(self, y):
-        """The condition of the shape of y that means 'none': the null label, or a text of no token.
-
-        Bare tokens have no mask to say so: each of them becomes the learned null token.
-        """
-        if not self.text_dim:
-            return null_labels(y, self.num_classes)
-        text = as_text(y, self.text_dim)
-        tokens = self.null_text.to(text.tokens.dtype).expand_as(text.tokens)
-        if isinstance(y, torch.Tensor):
-            return tokens
-        mask = None if text.mask is None else torch.zeros_like(text.mask)
-        return Text(tokens, mask, None if text.pooled is None else torch.zeros_like(text.pooled))
+        """The condition of the shape of y that means 'none': the null label, or a text of no token."""
+        return no_text(y, self.text_dim, self.null_text) if self.text_dim else null_labels(y, self.num_classes)
 
 
 class Block(nn.Module):
