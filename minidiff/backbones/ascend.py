@@ -1,0 +1,277 @@
+"""ASCEND (arXiv 2212.13771): a strong hierarchical transformer encoder and a light convolutional decoder.
+
+The encoder has to understand the noisy picture, the decoder only has to write down what was understood; so they need
+not be of one kind. The encoder is a Swin transformer, the decoder the residual blocks of the usual diffusion U-Net,
+and every map of the encoder is handed to the decoder at the same resolution. Read `ASCEND.forward` top to bottom.
+
+    x -> conv -> | Swin pairs | merge | Swin pairs | ... -> middle -> ... | residual blocks | expand | ... -> conv
+    time, label, pooled text -> emb ----^ norms of every block; text ----^ cross-attention at chosen resolutions
+
+`encoder` and `decoder` are chosen one by one, "swin" or "residual", and `skips` can be left out: the paper's ablation.
+
+No code or weights were published, and the paper's tables survive in fragments. What it says: pairs of window attention
+without and with shift, head width 64, skips at every resolution, patch merging and expanding or convolutions between
+them (`resample`), 1000 steps of the cosine schedule, multipliers 1, 2, 3, 4, 4 and about 590 M weights for the text
+model of 128 pixels. What is decided here:
+- windows of 8 (or the whole map where that is smaller), MLP ratio 4, a bias by distance; sizes that no window divides
+  are padded as in Swin, and odd maps halved upwards, so that any img_size works;
+- time, label and pooled text are one vector, as in ADM; it shifts and scales both norms of every Swin block (from zero
+  at the start), and the second norm of every residual block;
+- n units in each level of the encoder and n + 1 in the decoder, each joined with one map of the encoder, as in ADM;
+- only the encoder and the middle listen to the text: cross-attention ends every unit at `attn_resolutions`. A residual
+  encoder has self-attention there too, before it; the decoder is convolution alone. The middle is residual, attention,
+  text, residual. A picture without text attends to one learned token, `null_text`;
+- widths and blocks: for text such that the weights come within 2 % of 300 and 590 M at 1024 text channels; the others
+  are those of U-Nets for pictures of their size.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from minidiff.backbones.adm_blocks import Block, TimeEmbedding, group_norm, zeroed
+from minidiff.backbones.registry import register_model
+from minidiff.backbones.swin import PatchExpanding, PatchMerging, SwinBlock
+from minidiff.errors import unknown_name
+from minidiff.layers import (
+    CrossAttention,
+    LabelEmbedding,
+    as_text,
+    check_images,
+    no_text,
+    null_for_empty,
+    null_labels,
+    run,
+)
+
+KINDS = ("swin", "residual")
+RESAMPLES = ("patch", "conv")
+
+
+class ASCEND(nn.Module):
+    """x (B, in_channels, img_size, img_size), time (B,) or (1,) in 0 .. 999, y as below -> the shape of x.
+
+    channels: width of the first level; channel_mult: the factor of each level, the size halves between them.
+    num_blocks: units in each level of the encoder, one number or one for each; the decoder has one more.
+    encoder, decoder: "swin", where a unit is a pair of Swin blocks, or "residual". skips: whether the decoder sees the
+    encoder's maps. resample: "patch" (merging, expanding) or "conv".
+    attn_resolutions: the sizes at which the encoder attends to the text, and a residual one to itself.
+    num_classes: y is labels (B,) from 0, num_classes itself for 'none'. text_dim: y is Text with tokens (B, L,
+    text_dim), L of any size, or the bare tokens; pooled_dim: the width of y.pooled, a missing one adds nothing.
+    `network.checkpoint = True` spares memory in training, see layers.run.
+    Raises ValueError for an unknown choice and for sizes that do not fit together.
+    """
+
+    checkpoint = False
+
+    def __init__(
+        self, img_size=32, in_channels=3, channels=128, channel_mult=(1, 2, 2, 2), num_blocks=2, window_size=8,
+        head_dim=64, mlp_ratio=4.0, attn_resolutions=(16,), dropout=0.0, encoder="swin", decoder="residual", skips=True,
+        resample="patch", group_width=1, num_classes=0, text_dim=0, pooled_dim=0,
+    ):  # fmt: skip
+        super().__init__()
+        counts = [num_blocks] * len(channel_mult) if isinstance(num_blocks, int) else list(num_blocks)
+        check(encoder, decoder, resample, counts, channel_mult, num_classes, text_dim, pooled_dim)
+        widths, emb = [int(channels * mult) for mult in channel_mult], 4 * channels
+        sizes = [-(-img_size // 2**level) for level in range(len(widths))]  # halved, rounded up
+        self.shape, self.sizes, self.skips = (in_channels, img_size, img_size), sizes, skips
+        self.num_classes, self.text_dim, self.pooled_dim = num_classes, text_dim, pooled_dim
+
+        self.time_embed = TimeEmbedding(channels)
+        self.label_embed = LabelEmbedding(num_classes, emb) if num_classes else None
+        self.pooled_embed = nn.Linear(pooled_dim, emb, bias=False) if pooled_dim else None
+        self.null_text = nn.Parameter(0.02 * torch.randn(text_dim)) if text_dim else None
+
+        def unit(kind, level, joined=False, attends=False):
+            inner = dict(emb=emb, head_dim=head_dim, text_dim=text_dim if attends else 0)
+            if kind == "residual":
+                return Residual(widths[level], joined, attends, dropout=dropout, group_width=group_width, **inner)
+            return SwinPair(widths[level], joined, sizes[level], window_size, mlp_ratio, **inner)
+
+        down, up = (PatchMerge, PatchExpand) if resample == "patch" else (ConvDown, ConvUp)
+        self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
+        self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
+        for level, count in enumerate(counts):
+            stage = nn.ModuleDict({"units": nn.ModuleList()})
+            for _ in range(count):
+                stage["units"].append(unit(encoder, level, attends=sizes[level] in attn_resolutions))
+            if level < len(widths) - 1:
+                stage["down"] = down(widths[level], widths[level + 1])
+            self.encoder.append(stage)
+        middle = dict(dropout=dropout, group_width=group_width, emb=emb, head_dim=head_dim)
+        self.middle = nn.ModuleList([
+            Residual(widths[-1], False, True, text_dim=text_dim, **middle),
+            Residual(widths[-1], False, False, text_dim=0, **middle),
+        ])  # fmt: skip
+        for level in reversed(range(len(widths))):
+            stage = nn.ModuleDict({"units": nn.ModuleList()})
+            for _ in range(counts[level] + 1):
+                stage["units"].append(unit(decoder, level, joined=skips))
+            if level:
+                stage["up"] = up(widths[level], widths[level - 1])
+            self.decoder.append(stage)
+        self.norm_out = group_norm(widths[0], group_width)
+        self.conv_out = zeroed(nn.Conv2d(widths[0], in_channels, 3, padding=1))
+
+    def forward(self, x, time, y=None):
+        check_images(x, self.shape)
+        emb, text, mask = self.embed(time, y, x.dtype)
+        h = self.conv_in(x.contiguous(memory_format=torch.channels_last))  # all maps inherit it: no block copies them
+        kept = [h]
+        for stage in self.encoder:
+            for unit in stage["units"]:
+                h = run(unit, h, emb, text, mask, checkpoint=self.checkpoint)
+                kept.append(h)
+            if "down" in stage:
+                h = stage["down"](h)
+                kept.append(h)
+        for unit in self.middle:
+            h = run(unit, h, emb, text, mask, checkpoint=self.checkpoint)
+        for level, stage in zip(reversed(range(len(self.sizes))), self.decoder):
+            for unit in stage["units"]:
+                h = torch.cat([h, kept.pop()], dim=1) if self.skips else h
+                h = run(unit, h, emb, text, mask, checkpoint=self.checkpoint)
+            if level:  # one row and column less where the level above is odd
+                h = stage["up"](h)[:, :, : self.sizes[level - 1], : self.sizes[level - 1]]
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+    def embed(self, time, y, dtype):
+        """What every unit is told: SiLU of time + label + pooled text (B or 1, emb); tokens and mask of the text."""
+        emb, tokens, mask = self.time_embed(time, dtype), None, None
+        if self.label_embed is not None:
+            emb = emb + self.label_embed(y)
+        if self.text_dim:
+            text = as_text(y, self.text_dim)
+            tokens, mask = null_for_empty(text, self.null_text)
+            tokens = tokens.to(dtype)
+            if self.pooled_embed is not None and text.pooled is not None:
+                emb = emb + self.pooled_embed(text.pooled.to(dtype))
+        return F.silu(emb), tokens, mask
+
+    def null(self, y):
+        """The condition of the shape of y that means 'none': the null label, or a text of no token."""
+        return no_text(y, self.text_dim, self.null_text) if self.text_dim else null_labels(y, self.num_classes)
+
+
+class SwinPair(nn.Module):
+    """Maps (B, c, H, W), or twice the channels if `joined`: two Swin blocks, the second shifted, then the text."""
+
+    def __init__(self, width, joined, size, window_size, mlp_ratio, *, emb, head_dim, text_dim):
+        super().__init__()
+        self.join = nn.Linear(2 * width, width) if joined else nn.Identity()
+        shape = (width, heads(width, head_dim), (size, size), window_size)
+        self.blocks = nn.ModuleList(SwinBlock(*shape, s, mlp_ratio, emb) for s in (0, window_size // 2))
+        for block in self.blocks:
+            zeroed(block.modulation)
+        self.listen = Listen(width, head_dim, text_dim) if text_dim else None
+
+    def forward(self, x, emb, text=None, mask=None):
+        x = self.join(x.permute(0, 2, 3, 1))  # (B, H, W, c): the map stays as it lies in memory, channels last
+        for block in self.blocks:
+            x = block(x, emb)
+        x = x if self.listen is None else self.listen(x, text, mask)
+        return x.permute(0, 3, 1, 2)
+
+
+class Residual(nn.Module):
+    """Maps (B, c, H, W), or twice the channels if `joined`: ADM's residual block, self-attention, then the text."""
+
+    def __init__(self, width, joined, attends, *, emb, head_dim, dropout, group_width, text_dim):
+        super().__init__()
+        heads(width, head_dim)
+        self.block = Block(
+            2 * width if joined else width, width, emb=emb, dropout=dropout, scale_shift_norm=True,
+            group_width=group_width, num_heads=0, num_head_channels=head_dim, qkv_order="new", text_dim=0,
+            attends=attends,
+        )  # fmt: skip
+        self.listen = Listen(width, head_dim, text_dim) if text_dim else None
+
+    def forward(self, x, emb, text=None, mask=None):
+        x = self.block(x, emb)
+        return x if self.listen is None else self.listen(x.permute(0, 2, 3, 1), text, mask).permute(0, 3, 1, 2)
+
+
+class Listen(nn.Module):
+    """Every place of a map (B, H, W, c) asks the text (B, L, text_dim)."""
+
+    def __init__(self, width, head_dim, text_dim):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.cross = CrossAttention(width, heads(width, head_dim), bias=True, text_dim=text_dim)
+
+    def forward(self, x, text, mask=None):
+        return x + self.cross(self.norm(x).flatten(1, 2), text, mask).view_as(x)
+
+
+class PatchMerge(PatchMerging):
+    """`PatchMerging` on maps (B, c, H, W)."""
+
+    def forward(self, x):
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class PatchExpand(PatchExpanding):
+    """`PatchExpanding` on maps (B, c, H, W)."""
+
+    def forward(self, x):
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class ConvDown(nn.Conv2d):
+    """A convolution of stride 2; odd sides are halved upwards."""
+
+    def __init__(self, width, out):
+        super().__init__(width, out, 3, stride=2, padding=1)
+
+
+class ConvUp(nn.Conv2d):
+    """Every place becomes four, then a convolution."""
+
+    def __init__(self, width, out):
+        super().__init__(width, out, 3, padding=1)
+
+    def forward(self, x):
+        return super().forward(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def heads(width, head_dim):
+    """How many heads of head_dim channels a map of this width has; ValueError if that is no whole number."""
+    if width % head_dim:
+        raise ValueError(f"channels times channel_mult must be multiples of head_dim={head_dim}, got {width}")
+    return width // head_dim
+
+
+def check(encoder, decoder, resample, counts, channel_mult, num_classes, text_dim, pooled_dim):
+    """Raise ValueError for choices that are unknown or do not fit together."""
+    if encoder not in KINDS:
+        raise unknown_name("encoder", encoder, KINDS)
+    if decoder not in KINDS:
+        raise unknown_name("decoder", decoder, KINDS)
+    if resample not in RESAMPLES:
+        raise unknown_name("resample", resample, RESAMPLES)
+    if len(counts) != len(channel_mult):
+        levels = len(channel_mult)
+        raise ValueError(f"num_blocks must be one number or {levels}, as channel_mult has levels, got {len(counts)}")
+    if num_classes and text_dim:
+        raise ValueError(f"choose labels (num_classes={num_classes}) or text (text_dim={text_dim}), not both")
+    if pooled_dim and not text_dim:
+        raise ValueError(f"pooled_dim={pooled_dim} belongs to text: set text_dim too")
+
+
+TEXT = dict(text_dim=1024, pooled_dim=1024, attn_resolutions=(32, 16, 8))
+SIZES = {
+    "cifar10": dict(img_size=32, channel_mult=(1, 2, 2, 2)),  # FID 2.98
+    "cub64": dict(img_size=64, channel_mult=(1, 2, 3, 4), attn_resolutions=(16, 8)),
+    "cub128": dict(img_size=128, channel_mult=(1, 1, 2, 3, 4), attn_resolutions=(16, 8)),
+    "celebahq": dict(img_size=256, channel_mult=(1, 1, 2, 2, 4, 4)),
+    "bedroom": dict(img_size=256, channel_mult=(1, 1, 2, 2, 4, 4)),
+    "t2i_64": dict(img_size=64, channels=192, channel_mult=(1, 2, 3, 4), num_blocks=(1, 3, 3, 3), **TEXT),  # 302 M
+    "t2i_128": dict(img_size=128, channels=256, channel_mult=(1, 2, 3, 4, 4), **TEXT),  # 582 M
+    "tiny": dict(img_size=16, channels=24, channel_mult=(1, 2, 2), num_blocks=1, window_size=4, head_dim=12,
+                 attn_resolutions=(8, 4), group_width=4),
+    "test": dict(img_size=8, channels=8, channel_mult=(1, 2), num_blocks=1, window_size=4, head_dim=4,
+                 attn_resolutions=(4,), group_width=4),
+}  # fmt: skip
+
+for size, arguments in SIZES.items():
+    register_model(f"ascend_{size}", ASCEND, **arguments)
