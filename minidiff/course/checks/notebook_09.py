@@ -23,12 +23,14 @@ def check_steps_to_forget(steps_to_forget):
             "the sign is wrong; both logarithms are negative, and their ratio is positive": -math.ceil(exact),
             "`share` is what may be left of the start, not what must be forgotten":
                 math.ceil(math.log(1 - share) / math.log(decay)),
+            "ln(decay) is close to decay - 1, but not equal; take the logarithm":
+                math.ceil(-math.log(share) / (1 - decay)),
             "the share falls as decay^n, not evenly by 1 - decay a step": math.ceil((1 - share) / (1 - decay)),
         }  # fmt: skip
         compare(steps_to_forget(decay, share), math.ceil(exact), mistakes, name="the number of steps", rtol=1e-6)
 
 
-@exercise("a network of a weight means nothing without what the network predicts: this one is min(SNR, gamma) sigma^2.")
+@exercise("a weight means nothing without what the network predicts; here it comes to min(SNR, gamma) sigma^2.")
 def check_min_snr_for_flow(min_snr_for_flow):
     alpha, sigma = schedules.flow()(torch.linspace(0.05, 0.95, 19))
     snr = (alpha / sigma) ** 2
@@ -47,6 +49,8 @@ def check_min_snr_for_flow(min_snr_for_flow):
                 capped / (snr.sqrt() - 1) ** 2,
             "SNR is alpha^2 / sigma^2; the squares are missing in the ceiling":
                 snr.sqrt().clamp(max=gamma) / (snr.sqrt() + 1) ** 2,
+            "gamma is the ceiling of the SNR itself; apply it before the rate of exchange":
+                (snr / (snr.sqrt() + 1) ** 2).clamp(max=gamma),
             "take the smaller of SNR and gamma; this takes the larger": snr.clamp(min=gamma) / (snr.sqrt() + 1) ** 2,
         }  # fmt: skip
         if gamma != 5:
@@ -85,8 +89,12 @@ def check_what_it_predicts(what_it_predicts):
         raise Wrong(f'Your function says "{told["v"]}" of all three networks. Compare each output with all targets.')
     if min(times) < 0.1 and told["v"] == "eps":
         raise Wrong("With so little noise v is nearly eps, and no network tells them apart. Ask at t = 0.5.")
+    if max(times) > 0.95:
+        raise Wrong("With so much noise v is nearly -x0, and little can be told apart. Ask at t = 0.5.")
     if all(kind != answer for kind, answer in told.items()):
         raise Wrong("All three answers are wrong. Is it the target with the largest difference? Take the smallest.")
+    if told["eps"] != "eps":
+        raise Wrong(f'A network that predicts eps is called "{told["eps"]}". Compare with the very eps that made x_t.')
     if told["v"] != "v":
         raise Wrong(f'A network that predicts v is called "{told["v"]}". Is your v = alpha eps - sigma x0?')
     kind = next(kind for kind, answer in told.items() if kind != answer)
