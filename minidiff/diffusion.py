@@ -15,6 +15,7 @@ from minidiff.variational import posterior, prior_term, variational_term
 # What a network is fed instead of t: name -> function of (t, schedule). t is a float or a tensor (B,).
 TIMES = {
     "index": lambda t, schedule: t * schedule.steps - 1,  # 0 .. T-1: DDPM, ADM, DiT
+    "index_rescaled": lambda t, schedule: (t * schedule.steps - 1) * 1000 / schedule.steps,  # improved DDPM, T = 4000
     "index_from_1": lambda t, schedule: t * schedule.steps,  # 1 .. T: latent U-ViT
     "999t": lambda t, schedule: 999 * t,  # score_sde, U-ViT
     "t": lambda t, schedule: t,

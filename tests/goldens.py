@@ -1,5 +1,6 @@
 """Every comparison with a recorded reference, as rows (what, error, tolerance); for the tests and `make verify`."""
 
+import goldens_adm
 import goldens_dit
 import goldens_guidance
 import goldens_sde
@@ -167,7 +168,8 @@ MATH_ROWS = {
     "trajectories": trajectory_rows, **goldens_sde.ROWS, **goldens_solvers.ROWS, **goldens_guidance.ROWS,
 }  # fmt: skip
 
-NETWORKS = ["diffusers_unet2d_ddpm_a", "ddpm_tf_unet_a", *goldens_uvit.NETWORKS, *goldens_dit.NETWORKS]
+NETWORKS = ["diffusers_unet2d_ddpm_a", "ddpm_tf_unet_a", *goldens_uvit.NETWORKS, *goldens_dit.NETWORKS,
+            *goldens_adm.NETWORKS]
 
 
 def network_error(name, dtype):
@@ -175,8 +177,9 @@ def network_error(name, dtype):
 
     References that were recorded in float64 bind a float64 network to 2e-6; all else is 1e-4.
     """
-    if name in goldens_dit.NETWORKS:
-        return goldens_dit.network_error(name, dtype)
+    for family in (goldens_dit, goldens_adm):
+        if name in family.NETWORKS:
+            return family.network_error(name, dtype)
     spec, outputs = fill.load(GOLDEN / f"{name}.npz")
     state = {key: torch.from_numpy(value) for key, value in fill.make_weights(spec).items()}
     network = from_official(spec["family"], state, spec["config"]).to(dtype).eval()
@@ -190,4 +193,4 @@ def network_error(name, dtype):
 
 # Parameter counts of the papers and official code (facts): name -> count
 PARAMETERS = {"ddpm_cifar10": 35_746_307, "ddpm_lsun256": 113_673_219, **goldens_uvit.PARAMETERS,
-              **goldens_dit.PARAMETERS}  # fmt: skip
+              **goldens_dit.PARAMETERS, **goldens_adm.PARAMETERS}  # fmt: skip

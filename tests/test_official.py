@@ -9,7 +9,9 @@ import torch
 import minidiff
 from minidiff import create_model, schedules
 from minidiff.official import ddpm, dit, from_official, load_official, released
+from minidiff.official.loading import tie
 from minidiff.safe_files import write_tensors
+from minidiff.scorers import Classifier
 
 CONFIG = {
     "freq_shift": 1, "flip_sin_to_cos": False, "downsample_padding": 0, "norm_eps": 1e-6, "attention_head_dim": None,
@@ -83,12 +85,13 @@ def test_every_published_model_is_tied_to_what_it_was_trained_with():
     for name, (_, trained) in released().items():
         with torch.device("meta"):
             network = create_model(name)
-        schedule, arguments = trained["schedule"]
-        options = {"shape": getattr(network, "shape", None), **trained}
-        options["schedule"] = schedules.make_schedule(schedule, **arguments)
-        diffusion = minidiff.Diffusion(network, **options)
-        assert diffusion.prediction == ("flow" if name.startswith("sit") else "eps") and len(diffusion.shape) == 3
-        assert (diffusion.latents is not None) == (diffusion.shape[0] == 4), name
+        model = tie(network, trained)
+        assert len(model.shape) == 3
+        if "classifier" in name:
+            assert model.kind == "classifier" and isinstance(model, Classifier)
+            continue
+        assert model.prediction == {"sit": "flow", "edm": "edm"}.get(name.split("_")[0], "eps")
+        assert (model.latents is not None) == (model.shape[0] == 4), name
     with pytest.raises(ValueError, match="'uvit_cifar'.*Did you mean 'uvit_cifar10'"):
         load_official("uvit_cifar", "x")
 

@@ -19,6 +19,8 @@ from minidiff.safe_files import read_tensors
 # The family of the official code -> its file here
 FAMILIES = {
     "diffusers_unet2d": "ddpm", "ddpm_tf": "ddpm", "uvit": "uvit", "dit": "dit", "sit": "sit", "genvit": "genvit",
+    "improved_diffusion": "adm", "guided_diffusion": "adm", "glide": "adm", "edm_adm": "edm_adm",
+    "guided_diffusion_classifier": "adm_classifier",
 }  # fmt: skip
 
 
@@ -29,16 +31,16 @@ def released():
 
 
 def load_official(name, path, device=None):
-    """The Diffusion of published weights: `name` in `released()`, `path` the file, or the folder it was downloaded as.
+    """The Diffusion of published weights, for a classifier the Classifier: `name` in `released()`, `path` the file.
+
+    `path` may be the folder that it was downloaded as.
 
     ddpm_*: google/ddpm-cifar10-32 and google/ddpm-{cat,church,bedroom,celebahq}-256 of the Hugging Face hub.
-    uvit_*, dit_*, sit_*, genvit_*: the files of their repositories. Schedule, prediction, time and the scale of latents
+    All other names: the files of their repositories. Schedule, prediction, time and the scale of latents
     are those of the training. Reads safetensors, and anything else with weights_only=True. Raises ValueError for a
     truncated file or weights of another architecture.
     """
     from minidiff.backbones import create_model
-    from minidiff.diffusion import Diffusion
-    from minidiff.schedules import make_schedule
 
     known = released()
     if name not in known:
@@ -46,9 +48,19 @@ def load_official(name, path, device=None):
     file, trained = known[name]
     path, network = _weights_file(path), create_model(name)
     load_weights(network, _key_map(file).convert(_read_official(path), network.arguments), path)
-    schedule, arguments = trained["schedule"]
-    options = {"shape": getattr(network, "shape", None), **trained, "schedule": make_schedule(schedule, **arguments)}
-    return Diffusion(network, **options).to(device or "cpu").eval()
+    return tie(network, trained).to(device or "cpu").eval()
+
+
+def tie(network, trained):
+    """The Diffusion or Classifier of a network and what it was `trained` with, see `released()`."""
+    from minidiff.diffusion import Diffusion
+    from minidiff.schedules import make_schedule
+    from minidiff.scorers import Classifier
+
+    options = {"shape": getattr(network, "shape", None), **trained}
+    name, arguments = options.pop("schedule")
+    model = {"diffusion": Diffusion, "classifier": Classifier}[options.pop("kind", "diffusion")]
+    return model(network, make_schedule(name, **arguments), **options)
 
 
 def from_official(family, state, config):
