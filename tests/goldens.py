@@ -3,6 +3,7 @@
 import goldens_adm
 import goldens_dit
 import goldens_guidance
+import goldens_ncsnpp
 import goldens_sde
 import goldens_solvers
 import goldens_uvit
@@ -169,7 +170,7 @@ MATH_ROWS = {
 }  # fmt: skip
 
 NETWORKS = ["diffusers_unet2d_ddpm_a", "ddpm_tf_unet_a", *goldens_uvit.NETWORKS, *goldens_dit.NETWORKS,
-            *goldens_adm.NETWORKS]
+            *goldens_adm.NETWORKS, *goldens_ncsnpp.NETWORKS]
 
 
 def network_error(name, dtype):
@@ -177,7 +178,7 @@ def network_error(name, dtype):
 
     References that were recorded in float64 bind a float64 network to 2e-6; all else is 1e-4.
     """
-    for family in (goldens_dit, goldens_adm):
+    for family in (goldens_dit, goldens_adm, goldens_ncsnpp):
         if name in family.NETWORKS:
             return family.network_error(name, dtype)
     spec, outputs = fill.load(GOLDEN / f"{name}.npz")
@@ -193,4 +194,4 @@ def network_error(name, dtype):
 
 # Parameter counts of the papers and official code (facts): name -> count
 PARAMETERS = {"ddpm_cifar10": 35_746_307, "ddpm_lsun256": 113_673_219, **goldens_uvit.PARAMETERS,
-              **goldens_dit.PARAMETERS, **goldens_adm.PARAMETERS}  # fmt: skip
+              **goldens_dit.PARAMETERS, **goldens_adm.PARAMETERS, **goldens_ncsnpp.PARAMETERS}  # fmt: skip

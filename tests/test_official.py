@@ -83,14 +83,15 @@ def test_load_official(tmp_path, monkeypatch, kind):
 def test_every_published_model_is_tied_to_what_it_was_trained_with():
     """All but the weights: the schedule, the time and the latents of each, on networks without memory."""
     for name, (_, trained) in released().items():
+        ours, changes = trained.get("network", (name, {}))
         with torch.device("meta"):
-            network = create_model(name)
+            network = create_model(ours, **changes)
         model = tie(network, trained)
         assert len(model.shape) == 3
         if "classifier" in name:
             assert model.kind == "classifier" and isinstance(model, Classifier)
             continue
-        assert model.prediction == {"sit": "flow", "edm": "edm"}.get(name.split("_")[0], "eps")
+        assert model.prediction == {"sit": "flow", "edm": "edm", "ncsnpp": "score"}.get(name.split("_")[0], "eps")
         assert (model.latents is not None) == (model.shape[0] == 4), name
     with pytest.raises(ValueError, match="'uvit_cifar'.*Did you mean 'uvit_cifar10'"):
         load_official("uvit_cifar", "x")

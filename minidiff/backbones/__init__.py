@@ -3,11 +3,13 @@
 from minidiff.backbones import (  # noqa: F401  (each registers its models)
     adm,
     adm_classifier,
+    ascend,
     classifier,
     dit,
     genvit,
     iuvit,
     mlp,
+    ncsnpp,
     unet,
     uvit,
 )

@@ -2,7 +2,8 @@
 
 Each family of official code has a file in this folder: MODEL, one of our names for its network; `arguments(config)`,
 the arguments of its constructor in ours; `convert(state, arguments)`, its state dict in ours; and RELEASED, for each of
-our names whose weights were published what they were trained with.
+our names whose weights were published what they were trained with. Files of a network that differs from a named one by
+a few arguments have a name of their own there, and under "network" ours and those arguments.
 """
 
 import pickle  # for the name of its error only
@@ -20,7 +21,7 @@ from minidiff.safe_files import read_tensors
 FAMILIES = {
     "diffusers_unet2d": "ddpm", "ddpm_tf": "ddpm", "uvit": "uvit", "dit": "dit", "sit": "sit", "genvit": "genvit",
     "improved_diffusion": "adm", "guided_diffusion": "adm", "glide": "adm", "edm_adm": "edm_adm",
-    "guided_diffusion_classifier": "adm_classifier",
+    "guided_diffusion_classifier": "adm_classifier", "score_sde": "ncsnpp", "edm": "ncsnpp",
 }  # fmt: skip
 
 
@@ -46,7 +47,8 @@ def load_official(name, path, device=None):
     if name not in known:
         raise unknown_name("published weights", name, known)
     file, trained = known[name]
-    path, network = _weights_file(path), create_model(name)
+    ours, changes = trained.get("network", (name, {}))
+    path, network = _weights_file(path), create_model(ours, **changes)
     load_weights(network, _key_map(file).convert(_read_official(path), network.arguments), path)
     return tie(network, trained).to(device or "cpu").eval()
 
@@ -59,6 +61,7 @@ def tie(network, trained):
 
     options = {"shape": getattr(network, "shape", None), **trained}
     name, arguments = options.pop("schedule")
+    options.pop("network", None)
     model = {"diffusion": Diffusion, "classifier": Classifier}[options.pop("kind", "diffusion")]
     return model(network, make_schedule(name, **arguments), **options)
 
