@@ -57,8 +57,8 @@ def network_error(name, dtype):
     return error.item(), 2e-6 if dtype == torch.float64 else 1e-4
 
 
-def guided(network, inputs, spec):
-    """DiT's output under guidance, conditional half: noise and variance range (B, 2C, H, W).
+def guided(network, inputs, spec, power=None):
+    """DiT's and DiffiT's output under guidance, conditional half: noise and variance range (B, 2C, H, W).
 
     The fixture has the batch twice, as its code wants it, and a time for each picture, where a sampler has one for all.
     """
@@ -66,7 +66,8 @@ def guided(network, inputs, spec):
     diffusion = Diffusion(network, schedules.linear(1000), "eps", learned_range=True, shape=network.shape)
     results = []
     for i, index in enumerate(time.tolist()):
-        denoise = classifier_free(diffusion.denoise, y[i : i + 1], spec["constants"]["cfg_scale"], guide_first=3)
+        scale = spec["constants"]["cfg_scale"]
+        denoise = classifier_free(diffusion.denoise, y[i : i + 1], scale, guide_first=3, power=power)
         prediction = denoise(x[i : i + 1], (index + 1) / 1000)
         results.append(torch.cat([prediction.out, prediction.v_range], dim=1))
     return torch.cat(results)
