@@ -1,11 +1,13 @@
 """Every comparison with a recorded reference, as rows (what, error, tolerance); for the tests and `make verify`."""
 
 import goldens_adm
+import goldens_diffit
 import goldens_dit
 import goldens_guidance
 import goldens_ncsnpp
 import goldens_sde
 import goldens_solvers
+import goldens_swin
 import goldens_uvit
 import torch
 from golden import fill
@@ -169,8 +171,10 @@ MATH_ROWS = {
     "trajectories": trajectory_rows, **goldens_sde.ROWS, **goldens_solvers.ROWS, **goldens_guidance.ROWS,
 }  # fmt: skip
 
-NETWORKS = ["diffusers_unet2d_ddpm_a", "ddpm_tf_unet_a", *goldens_uvit.NETWORKS, *goldens_dit.NETWORKS,
-            *goldens_adm.NETWORKS, *goldens_ncsnpp.NETWORKS]
+# Families whose fixtures are called in their own way: each has NETWORKS, network_error(name, dtype), and PARAMETERS
+FAMILIES = (goldens_dit, goldens_adm, goldens_ncsnpp, goldens_diffit, goldens_swin)
+NETWORKS = ["diffusers_unet2d_ddpm_a", "ddpm_tf_unet_a", *goldens_uvit.NETWORKS]
+NETWORKS += [name for family in FAMILIES for name in family.NETWORKS]
 
 
 def network_error(name, dtype):
@@ -178,7 +182,7 @@ def network_error(name, dtype):
 
     References that were recorded in float64 bind a float64 network to 2e-6; all else is 1e-4.
     """
-    for family in (goldens_dit, goldens_adm, goldens_ncsnpp):
+    for family in FAMILIES:
         if name in family.NETWORKS:
             return family.network_error(name, dtype)
     spec, outputs = fill.load(GOLDEN / f"{name}.npz")
@@ -193,5 +197,12 @@ def network_error(name, dtype):
 
 
 # Parameter counts of the papers and official code (facts): name -> count
-PARAMETERS = {"ddpm_cifar10": 35_746_307, "ddpm_lsun256": 113_673_219, **goldens_uvit.PARAMETERS,
-              **goldens_dit.PARAMETERS, **goldens_adm.PARAMETERS, **goldens_ncsnpp.PARAMETERS}  # fmt: skip
+PARAMETERS = {"ddpm_cifar10": 35_746_307, "ddpm_lsun256": 113_673_219, **goldens_uvit.PARAMETERS}
+PARAMETERS |= {name: count for family in FAMILIES for name, count in family.PARAMETERS.items()}
+
+# Those that a paper without code prints in millions: name -> (millions, how far ours may be off)
+MILLIONS = {
+    "iuvit_cifar10": (45, 0.5), "iuvit_celeba64": (45, 0.5), "iuvit_church128": (442, 0.5),
+    "iuvit_church256": (527, 0.5), "iuvit_church256_wide": (935, 0.5), "iuvit_t2i_64": (307, 0.5),
+    "ascend_t2i_64": (300, 6), "ascend_t2i_128": (590, 11.8),
+}  # fmt: skip

@@ -6,7 +6,8 @@ from toy import GOLDEN
 
 from minidiff.backbones.swin import PatchMerging, SwinBlock
 
-LAYERS = ["timm_swin_block_noshift_a", "timm_swin_block_shift_a", "timm_swin_block_pad_a", "timm_patch_merging_a"]
+NETWORKS = ["timm_swin_block_noshift_a", "timm_swin_block_shift_a", "timm_swin_block_pad_a", "timm_patch_merging_a"]
+PARAMETERS = {}  # layers are of any size
 
 
 def layer(config):
@@ -17,7 +18,7 @@ def layer(config):
     return SwinBlock(*shape, config["shift_size"])
 
 
-def layer_error(name, dtype):
+def network_error(name, dtype):
     """(error over the standard deviation of the output, tolerance) of our layer on a fixture."""
     spec, outputs = fill.load(GOLDEN / f"{name}.npz")
     ours = layer(spec["config"])

@@ -26,3 +26,11 @@ def test_published_parameter_count(name):
     with torch.device("meta"):
         network = create_model(name)
     assert sum(p.numel() for p in network.parameters()) == goldens.PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", goldens.MILLIONS)
+def test_parameter_count_printed_in_millions(name):
+    with torch.device("meta"):
+        network = create_model(name)
+    millions, slack = goldens.MILLIONS[name]
+    assert abs(sum(p.numel() for p in network.parameters()) / 1e6 - millions) <= slack

@@ -5,6 +5,7 @@ from minidiff.backbones import (  # noqa: F401  (each registers its models)
     adm_classifier,
     ascend,
     classifier,
+    diffit,
     dit,
     genvit,
     iuvit,
