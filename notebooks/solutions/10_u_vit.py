@@ -1,8 +1,3 @@
-# %% tags=["exercise"] name="sequence_length"
-def sequence_length(img_size, patch_size, labels=False, text_tokens=0):
-    """How many tokens a U-ViT works on; labels: whether it has classes."""
-    return (img_size // patch_size) ** 2 + 1 + labels + text_tokens
-
 # %% tags=["exercise"] name="linear_from_conv"
 def linear_from_conv(weight):
     """weight (dim, C, p, p) of a convolution with stride p -> (dim, p * p * C), the same map for patchify(x, p)."""

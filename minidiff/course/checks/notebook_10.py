@@ -1,32 +1,9 @@
-"""Checks of notebook 10: the length of a sequence, patches by convolution, the map of a skip, larger positions."""
+"""Checks of notebook 10: patches by convolution, the map of a skip, and positions for a larger picture."""
 
 import torch
 import torch.nn.functional as F
 
 from minidiff.course.exercises import Wrong, compare, exercise
-
-QUESTIONS = (  # img_size, patch_size, labels, text_tokens
-    (32, 2, False, 0), (16, 4, True, 0), (64, 4, True, 0), (32, 2, False, 77), (64, 8, False, 20),
-)  # fmt: skip
-
-
-@exercise("conditions cost a token each, patches the square of the side: half the patch size, four times the patches.")
-def check_sequence_length(sequence_length):
-    for img_size, patch_size, labels, text_tokens in QUESTIONS:
-        side, given = img_size // patch_size, labels + text_tokens
-        asked = f"sequence_length({img_size}, {patch_size}, labels={labels}, text_tokens={text_tokens})"
-        mistakes = {
-            f"{asked} lacks the label": side**2 + 1 + text_tokens,
-            f"{asked} lacks the text": side**2 + 1 + labels,
-            f"{asked} lacks the token of the time": side**2 + given,
-            f"{asked} counts the patches of one row only; the grid has as many rows as columns": side + 1 + given,
-            f"{asked} counts pixels, not patches": img_size**2 + 1 + given,
-            f"{asked} divides the number of pixels by the side of a patch; a patch has patch_size^2 pixels":
-                img_size**2 // patch_size + 1 + given,
-            f"{asked} counts a label where there is none": side**2 + 2 + given,
-        }  # fmt: skip
-        answer = sequence_length(img_size, patch_size, labels=labels, text_tokens=text_tokens)
-        compare(answer, side**2 + 1 + given, mistakes, name=asked)
 
 
 @exercise("a convolution whose stride is its size is a linear map of patches; only the order of the pixels differs.")
