@@ -22,7 +22,7 @@ REQUIRED = {"channel_mult_emb": 4, "augment_dim": 0}
 IGNORED = ("label_dropout",)  # conditions are dropped by Diffusion.loss
 
 MODEL = "edm_adm_imagenet64"
-RELEASED = {"edm_adm_imagenet64": {"schedule": ("edm", {}), "prediction": "edm"}}
+RELEASED = {"edm_adm_imagenet64": {"schedule": ("edm", {}), "prediction": "edm", "time": "log_sigma/4"}}
 
 
 def convert(state, arguments):
