@@ -1,8 +1,3 @@
-# %% tags=["exercise"] name="modulated_norm"
-def modulated_norm(x, shift, scale):
-    """x (B, N, d), shift and scale (B, d) -> (B, N, d); eps is 1e-6."""
-    return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale[:, None]) + shift[:, None]
-
 # %% tags=["exercise"] name="gate_gradients"
 def gate_gradients(slope, branch, gate):
     """slope = dL/dx' (B, N, d), branch = f(x) (B, N, d), gate (B, d) -> (dL/dgate (B, d), dL/dbranch (B, N, d))."""

@@ -24,45 +24,34 @@ run = setup()
 #
 # A denoiser gets a noisy picture and two small facts: how much noise there is, and what the picture should show. U-ViT made tokens of both and let attention do the rest. Is that the best way? Peebles and Xie (2023) took a plain vision transformer, the **DiT**, and tried four.
 #
-# In each, time and class become vectors of the model's width $d$. Call $c$ what the blocks hear of them. Below is one block of each kind, read from the bottom up. Grey boxes are what any vision transformer has. Orange boxes hear $c$.
+# In each, time and class become vectors of the model's width $d$. Call $c$ what the blocks hear of them. Below is one block of each kind, read from the bottom up. Grey boxes are what any vision transformer has. Orange boxes hear $c$. A line along the left is a residual connection: what the boxes compute is added to what came in.
 
 # %%
-WAYS = {  # from the bottom up; * hears the condition, + closes a residual branch
-    "in-context": ["*join the tokens,\nonce", "norm", "attention", "+", "norm", "MLP", "+"],
-    "cross-attention": ["norm", "attention", "+", "norm", "*cross-attention", "+", "norm", "MLP", "+"],
-    "adaLN": ["norm", "*scale, shift", "attention", "+", "norm", "*scale, shift", "MLP", "+"],
-    "adaLN-Zero": ["norm", "*scale, shift", "attention", "*gate", "+", "norm", "*scale, shift", "MLP", "*gate", "+"],
-}
+PLAIN, ADALN = "norm|attention|+|norm|MLP|+", "norm|*scale, shift|attention|+|norm|*scale, shift|MLP|+"
+ways = {  # from the bottom up; * hears the condition, + closes a residual branch
+    "in-context": "*join tokens, once|" + PLAIN,
+    "cross-attention": PLAIN.replace("+|norm|M", "+|norm|*cross-attention|+|norm|M"),
+    "adaLN": ADALN, "adaLN-Zero": ADALN.replace("n|+", "n|*gate|+").replace("P|+", "P|*gate|+")}
 
-# %% [markdown]
-# A line along the left is a residual connection: what the boxes compute is added to what came in.
-
-# %%
 @plots.quiet
-def draw_ways(ways):
+def draw_ways():
     import matplotlib.pyplot as plt
-    figure, axes = plt.subplots(1, 4, figsize=(9.2, 5.2), sharey=True)
+    figure, axes = plt.subplots(1, 4, figsize=(9.2, 4.9), sharey=True)
     for ax, (name, boxes) in zip(axes, ways.items()):
-        ax.plot([0, 0], [-0.9, len(boxes) - 0.4], color="#555555", linewidth=1.5, zorder=0)
-        start = -0.6 if boxes[0] == "norm" else 0.45
-        for y, box in enumerate(boxes):
+        start = -0.6 if boxes[0] == "n" else 0.45
+        for y, box in enumerate(boxes.split("|")):
+            ax.plot([0, 0], [y - 0.8, y + 0.5], "-", color="grey", linewidth=1.4, zorder=0)
             if box == "+":
-                ax.plot([0, -1.15, -1.15, 0], [start, start, y, y], color="#555555", linewidth=1.2, zorder=0)
-                ax.plot(0, y, "o", markersize=13, color="white", markeredgecolor="#555555")
-                ax.text(0, y, "+", ha="center", va="center_baseline")
+                ax.plot([0, -1.15, -1.15, 0], [start, start, y, y], "-", color="grey", linewidth=1.2, zorder=0)
                 start = y + 0.45
-                continue
-            fill = dict(facecolor="#F3C267" if box[0] == "*" else "#E4E4E4", edgecolor="#777777")
-            ax.add_patch(plt.Rectangle((-0.95, y - 0.31), 1.9, 0.62, **fill))
-            ax.text(0, y, box.strip("*"), ha="center", va="center", fontsize=8.5)
+            frame = dict(boxstyle="circle" if box == "+" else "square,pad=0.5", edgecolor="grey",
+                         facecolor={"*": "#F3C267", "+": "w"}.get(box[0], "#E4E4E4"))
+            ax.text(0, y, box.strip("*").center(18 * (box != "+")), ha="center", va="center", fontsize=8.5, bbox=frame)
             if box[0] == "*":
-                ax.annotate("c", (0.97, y), (1.5, y), va="center", arrowprops=dict(arrowstyle="-|>", color="#555555"))
-        ax.set(title=name, xlim=(-1.3, 1.7), ylim=(-0.9, 9.7))
-        ax.axis("off")
+                ax.annotate("c", (0.7, y), (1.5, y), va="center", arrowprops=dict(arrowstyle="-|>", color="grey"))
+        ax.set(title=name, xlim=(-1.3, 1.7), ylim=(-0.9, 9.5), xticks=[], yticks=[], frame_on=False)
     return figure
-
-
-draw_ways(WAYS)
+draw_ways()
 
 # %% [markdown]
 # **In-context** is U-ViT's way: two more tokens, which leave after the last block. **Cross-attention** keeps them beside the picture, as two tokens that every patch may ask. **adaLN** takes them out of the sequence altogether. Time and class are added to one vector $c$, and $c$ decides how each layer norm scales and shifts. **adaLN-Zero** adds a gate at the end of each branch. That one became DiT.
@@ -93,8 +82,7 @@ def adaln(x, shift, scale):
 
 
 x, shift, scale = 3 + 2 * torch.randn(2, 5, 24), torch.randn(2, 1, 24), torch.randn(2, 1, 24)
-assert torch.allclose(norm(x), F.layer_norm(x, (24,), eps=1e-6), atol=1e-5)
-for k in range(2):  # for one condition it is an ordinary layer norm with these constants
+for k in range(2):
     usual = F.layer_norm(x[k], (24,), weight=1 + scale[k, 0], bias=shift[k, 0], eps=1e-6)
     assert torch.allclose(adaln(x, shift, scale)[k], usual, atol=1e-5)
 print("for each condition adaLN is a layer norm, with constants of its own")
@@ -116,46 +104,20 @@ with torch.no_grad():
 print(f"{sum(w.numel() for w in network.parameters()):,} weights")
 
 # %% [markdown]
-# ### The condition
+# ### The condition and the block
 #
 # The time is DDPM's index, 0 to 999. It becomes 256 sines and cosines, whatever $d$ is; cosines come first, and the frequencies are $10000^{-k/128}$. Two linear layers follow. A class is a row of a table, with one row more than there are classes, for "no class". The sum of both, through one more SiLU, is $c$.
+#
+# In each block one linear map $W c + b$ makes six vectors: shift, scale and gate of the attention, then shift, scale and gate of the MLP. (The MLP has the approximate GELU, with a tanh.)
 
 # %%
-def time_features(time):
-    angles = time[:, None] * torch.exp(-math.log(10_000) * torch.arange(128) / 128)
-    return torch.cat([angles.cos(), angles.sin()], dim=1)  # (B, 256)
-
-
 def condition(time, y, p):
+    angles = time[:, None] * torch.exp(-math.log(10_000) * torch.arange(128) / 128)
     first, _, second = p.time_embed
-    time = second(F.silu(first(time_features(time))))
+    time = second(F.silu(first(torch.cat([angles.cos(), angles.sin()], dim=1))))
     return F.silu(time + p.label_embed.weight[y])  # (B, d)
 
-# %% [markdown]
-# ### The positions
-#
-# Patches need to know where they are. DiT does not learn positions. A quarter of the channels holds sines of the column, a quarter cosines of it, the other half those of the row. The figure compares the vectors of three patches with all others: white is alike. Near patches are alike, and so are patches in the same row or column.
 
-# %%
-def positions(dim, side):
-    row, column = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
-    w = 10_000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
-    angles = [axis.flatten()[:, None] * w for axis in (column, row)]  # the column first
-    return torch.cat([f(angle) for angle in angles for f in (torch.sin, torch.cos)], dim=1).float()
-
-
-table = positions(96, 8)
-assert torch.allclose(table, network.pos_embed[0], atol=1e-6)
-alike = (table @ table.T)[[0, 27, 39]].view(3, 1, 8, 8)
-alike = 2 * (alike - alike.min()) / (alike.max() - alike.min()) - 1
-plots.grid(alike, titles=["patch in row 0, column 0", "row 3, column 3", "row 4, column 7"])
-
-# %% [markdown]
-# ### The block
-#
-# Six vectors come from $c$ through one linear map, $W c + b$: shift, scale and gate of the attention, then shift, scale and gate of the MLP. (The MLP has the approximate GELU, with a tanh.)
-
-# %%
 def attention(x, p):
     q, k, v = (part.unflatten(2, (p.num_heads, -1)).transpose(1, 2) for part in p.qkv(x).chunk(3, dim=2))
     weights = torch.softmax(q @ k.transpose(2, 3) / q.shape[-1] ** 0.5, dim=-1)  # (B, heads, N, N)
@@ -175,7 +137,7 @@ def block(x, c, p, weight, bias):
 # %% [markdown]
 # ### The whole
 #
-# Cut into patches, add positions, pass the blocks, norm once more with a shift and a scale from $c$, and make pixels of each token. In the package the maps $W$ of all blocks are one large matrix, since all of them read the same $c$: one product in place of four. So cut it into blocks first.
+# Cut into patches, add positions (DiT does not learn them: a fixed table holds sines and cosines of each patch's column, then of its row), pass the blocks, norm once more with a shift and a scale from $c$, and make pixels of each token. In the package the maps $W$ of all blocks are one large matrix, since all of them read the same $c$: one product in place of four. So cut it into blocks first.
 
 # %%
 def dit(x, time, y, p):
@@ -221,7 +183,7 @@ hooks = [layer.register_forward_hook(lambda _, given, out: passed.append((given[
          for layer in fresh.network.blocks]
 with torch.no_grad():
     out = fresh.network(x, time, y)
-    measured = fresh.loss(data.images()[:2000], data.labels[:2000]).mean().item()
+    measured = fresh.loss(data.images()[:1000], data.labels[:1000]).mean().item()
 [hook.remove() for hook in hooks]
 assert all(torch.equal(before, after) for before, after in passed) and out.eq(0).all()
 alpha, sigma = fresh.schedule(torch.arange(1, 1001) / 1000)
@@ -253,7 +215,7 @@ figure.axes[0].lines[0].set(linewidth=5, alpha=0.4)
 figure
 
 # %% [markdown]
-# Without gates every random branch adds its own noise to the tokens, and what left the patches is buried under it. With zero gates depth costs nothing: a network of 24 blocks starts as a network of none, and adds what helps. In-context and adaLN are the same here, since shift and scale begin at zero.
+# Without gates every random branch adds its own noise to the tokens, and what left the patches is buried under it. With zero gates depth costs nothing: a network of 24 blocks starts as a network of none, and adds what helps. Among the three others the differences are chance: before training their shifts and scales are zero as well.
 #
 # ## How can nothing learn?
 #
@@ -264,35 +226,28 @@ figure
 # At $g = 0$ the branch gets no gradient, and the gate gets one: random as the branch is, some of its channels point the right way, and the gate learns which. But $\partial L/\partial x'$ has to come back through the last layer, and that is zero as well. So guess: who learns in which step? Then look.
 
 # %%
-parts = {"last linear layer": ["final_layer.linear"], "norm before it": ["final_layer.modulation"],
-         "patch embedding": ["patch_embed"], "attention and MLP": [".attn.", ".mlp."],
+from IPython.display import Markdown
+
+parts = {"last linear layer": ["final_layer.linear"], "gates": [], "norm before it": ["final_layer.modulation"],
+         "patch embedding": ["patch_embed"], "shifts and scales": [], "attention and MLP": [".attn.", ".mlp."],
          "time and class vectors": ["time_embed", "label_embed"]}
+norms = {name: [] for name in parts}
 optimizer = torch.optim.AdamW(fresh.parameters(), lr=1e-3)
-names = ["last linear layer", "gates", *list(parts)[1:3], "shifts and scales", *list(parts)[3:]]
-table = {name: [] for name in names}
 for _ in range(4):
     optimizer.zero_grad()
     fresh.loss(data.images()[:64], data.labels[:64]).mean().backward()
     slopes = {name: w.grad for name, w in fresh.network.named_parameters() if w.requires_grad}
-    each = slopes["modulation.linear.weight"].view(4, 2, 3, -1)  # block, branch, kind
-    table["gates"].append(each[:, :, 2].norm().item())
-    table["shifts and scales"].append(each[:, :, :2].norm().item())
+    six = slopes["modulation.linear.weight"].view(4, 2, 3, -1)  # block, branch, shift or scale or gate
     for name, keys in parts.items():
         chosen = [slope for weight, slope in slopes.items() if any(key in weight for key in keys)]
-        table[name].append(torch.stack([slope.norm() for slope in chosen]).norm().item())
+        chosen = chosen or [six[:, :, 2] if name == "gates" else six[:, :, :2]]
+        norms[name].append(torch.stack([slope.norm() for slope in chosen]).norm().item())
     optimizer.step()
-
-# %% [markdown]
-# The norms of the gradients, before each of the first four steps:
-
-# %%
-from IPython.display import Markdown
-
+assert [name for name, values in norms.items() if values[0]] == ["last linear layer"]
+assert norms["gates"][1] > 0 == norms["attention and MLP"][1] and norms["attention and MLP"][2] > 0
 rows = [f"| {name} | " + " | ".join(f"{v:.0e}" if v else "**0**" for v in values) + " |"
-        for name, values in table.items()]
-assert [name for name, values in table.items() if values[0]] == ["last linear layer"]
-assert table["gates"][1] > 0 == table["attention and MLP"][1] and table["attention and MLP"][2] > 0
-Markdown("| gradient of | step 0 | step 1 | step 2 | step 3 |\n|---|---|---|---|---|\n" + "\n".join(rows))
+        for name, values in norms.items()]
+Markdown("| gradient, its norm | step 0 | step 1 | step 2 | step 3 |\n|---|---|---|---|---|\n" + "\n".join(rows))
 
 # %% [markdown]
 # The network wakes up from its end, in three steps. In step 0 only the last layer learns; **the gradient of the gates is exactly zero**, and so is every other one. In step 1 the last layer is no longer zero, and the gates get their first gradient, while attention and MLP behind them still get none. In step 2 everything learns. Nothing is stuck, because on every path at most one factor at a time has to leave zero. (Had you zeroed the branch *and* its gate, the product would stay zero for ever.)
@@ -323,7 +278,7 @@ steps = budget("each of two networks", smoke=4, cpu=500, gpu=4000,
                per_step=lambda: minidiff.training.train(one_step, data, **recipe | {"steps": 1}))
 
 # %% [markdown]
-# The gates are looked at forty times on the way.
+# Then train, and look at the gates some forty times on the way.
 
 # %%
 gates, sixteen = {}, (torch.arange(16) + 0.5) / 16
@@ -344,20 +299,7 @@ curves = {f"{name} of block {k}": (sorted(gates), grown[:, k, b])
 plots.lines(curves, x="step", y="root mean square of the gates")
 
 # %% [markdown]
-# They leave zero at once, and the cell below says where they arrive. A trained gate is far from 1: each block makes small corrections.
-
-# %%
-last = grown[-1]
-print("gates at the end, attention:", " ".join(f"{v:.2f}" for v in last[:, 0]), " MLP:",
-      " ".join(f"{v:.2f}" for v in last[:, 1]))
-labels = torch.arange(len(data.classes))
-torch.manual_seed(1)
-made = minidiff.sample(trained, 10, y=labels, sampler="dpmpp_2m", steps=20 if run.tier != "smoke" else 3, guidance=2.0,
-                       progress=False)
-plots.grid(made, columns=10, titles=data.classes)
-
-# %% [markdown]
-# One sample of each class, after a minute or two of training. Do not expect more than outlines.
+# All gates open while the learning rate rises, and settle well below 1.
 #
 # ## What it says when
 #
@@ -388,7 +330,7 @@ def draw_modulation(six):
 draw_modulation(six)
 
 # %% [markdown]
-# Does the time matter more, or the class? Put all times and all classes into a table and split the variance of each modulation: what depends on the time alone, on the class alone, and on both together.
+# Does the time matter more, or the class? Put all times and all classes into a table and split the variance of each modulation: what depends on the time alone, on the class alone, and on both together. Then measure what the class is worth: the loss on unseen pictures if you name the right class, none, or another one.
 
 # %%
 every = torch.stack([modulations(trained.network, sixteen, y) for y in range(10)])  # (class, T, block, branch, 3, d)
@@ -397,13 +339,21 @@ by_time, by_class = every.mean(0, keepdim=True) - centre, every.mean(1, keepdim=
 both = every - centre - by_time - by_class
 shares = torch.stack([part.square().expand_as(every).mean((0, 1, 2, 3, 5)) for part in (by_time, by_class, both)])
 assert torch.allclose(shares.sum(0), (every - centre).square().mean((0, 1, 2, 3, 5)), rtol=1e-3)
-shares = shares / shares.sum(0)
-print("share of the variance   time  class  both")
+print("share of the variance   time  class   both")
 for j, kind in enumerate(("shift", "scale", "gate")):
-    print(f"{kind:20}", " ".join(f"{v:6.0%}" for v in shares[:, j]))
+    print(f"{kind:20}", " ".join(f"{v:7.1%}" for v in (shares / shares.sum(0))[:, j]))
+few = slice(0, 372 if run.tier != "smoke" else 8)
+unseen, right = held_out.images()[few], held_out.labels[few]
+with torch.no_grad():
+    for name, y in (("right", right), ("none", trained.network.null(right)), ("wrong", (right + 1) % 10)):
+        loss = [trained.loss(unseen, y, t=torch.full((len(y),), t), eps=minidiff.seeded_noise(range(len(y)))(unseen))
+                for t in (0.3, 0.6, 0.9)]
+        print(f"class {name:5}: loss", ", ".join(f"{v.mean():.4f} at t = {t}" for v, t in zip(loss, (0.3, 0.6, 0.9))))
 
 # %% [markdown]
-# "Both" can only come from the SiLU in front of the map: up to there time and class are simply added. Now see what reaches one picture: how much does each block change the tokens of an unseen smiley, from little noise to much?
+# "Both" can only come from the SiLU in front of the map: up to there time and class are simply added. What surprises is how little the class has to say. The time is worth a lot in every pixel of every picture, from the first step on. A class is worth little as long as the picture can be seen through the noise, and a young network learns first what pays most.
+#
+# Now see what reaches one picture: how much does each block change the tokens of an unseen smiley, from little noise to much?
 
 # %%
 smiley = held_out.images()[held_out.labels == 7][3:4]
@@ -430,8 +380,8 @@ plots.filmstrip([torch.cat(pair) for pair in zip(noisy, guesses)], levels, rows=
 # How much does the network trust what it is told? Take unseen pictures at three noise levels, and tell it any time you like.
 
 # %%
-images, labels_of = held_out.images()[:96], held_out.labels[:96]
-noise = minidiff.seeded_noise(range(96))(images)
+images, labels_of = unseen[:96], right[:96]
+noise = minidiff.seeded_noise(range(len(images)))(images)
 told = torch.linspace(0.02, 0.98, 25).tolist()
 lies = {}
 with torch.no_grad():
@@ -464,7 +414,8 @@ paper = {"in-context": (449, 119.37, 35.24), "cross-attention": (598, 137.62, 26
          "adaLN-Zero": (675, 118.64, 19.47)}  # millions of weights, Gflops, FID at 400,000 steps
 loss = {name: records[key]["held_out"]["mean"] for name, key in four.items()}
 frechet = {name: records[key]["distances"]["frechet"]["value"] for name, key in four.items()}
-lines = ["| | weights, paper | Gflops | FID | weights, here | MFLOPs | held-out loss | Fréchet |", "|---|" + "---:|" * 7]
+heads = "| | weights, paper | Gflops | FID | weights, here | MFLOPs | held-out loss | Fréchet |"
+lines = [heads, "|---|" + "---:|" * 7]
 for name, (weights, gflops, fid) in paper.items():
     own = records[four[name]]["model"]
     lines.append(f"| {name} | {weights} M | {gflops} | {fid} | {own['parameters'] / 1e6:.2f} M | "
@@ -472,7 +423,7 @@ for name, (weights, gflops, fid) in paper.items():
 Markdown("\n".join(lines))
 
 # %% [markdown]
-# (The paper's "Gflops" count a multiplication and an addition as one, ours as two.) How large is luck? Runs that were repeated with another seed tell.
+# (The paper's "Gflops" count a multiplication and an addition as one, ours as two.) How large is luck? Runs that were repeated with another seed tell, where there are any. The last figure has samples of the four, from the same noise and for the same classes.
 
 # %%
 def luck(of):
@@ -495,12 +446,7 @@ print("FID in the paper:", order({name: values[2] for name, values in paper.item
 base = records["adaln-zero"]["held_out"]
 curves = {name: (base["times"], [a / b for a, b in zip(records[key]["held_out"]["losses"], base["losses"])])
           for name, key in four.items()}
-plots.lines(curves, x="t", y="held-out loss / that of adaLN-Zero")
-
-# %% [markdown]
-# And their samples, the same noise and the same classes in each row:
-
-# %%
+display(plots.lines(curves, x="t", y="held-out loss / that of adaLN-Zero"))
 shown = torch.stack([records[key]["samples"][:10] for key in four.values()], dim=1)  # (10, 4, 3, 16, 16)
 plots.filmstrip(shown, rows=list(four))
 
@@ -541,17 +487,17 @@ def draw_scaling(counted, small):
     for p, marker in zip(PATCHES, "osD"):
         chosen = [counted[size, p][1:] for size in SIZES]
         axes[0].plot(*zip(*chosen), marker + "-", label=f"patch {p}", linewidth=1)
+        side = dict(xytext=(-4, -12), ha="right") if p == 4 else dict(xytext=(4, 4))
         for size, spot in zip(SIZES, chosen):
-            axes[0].annotate(size.upper(), spot, xytext=(4, 4), textcoords="offset points", fontsize=8)
+            axes[0].annotate(size.upper(), spot, textcoords="offset points", fontsize=8, **side)
     axes[0].set(xscale="log", xlabel="Gflops", ylabel="FID", title="paper: ImageNet, 400,000 steps")
     axes[0].legend()
     for k, (name, (weights, flops, value)) in enumerate(small.items()):
-        axes[1].plot(flops, value, "o", color=plots.COLORS[k])
-        side = dict(xytext=(-6, 4), ha="right") if flops > 5e7 else dict(xytext=(6, 4))
-        side |= dict(textcoords="offset points", fontsize=8.5)
-        axes[1].annotate(f"{name}, {weights / 1e6:.2f} M", (flops, value), **side)
-    axes[1].set(xscale="log", xlabel="FLOPs", ylabel="held-out loss", title="here: emoji, 600 steps", xlim=(1.2e7, 9e7))
-    axes[1].margins(y=0.15)
+        axes[1].plot(flops / 1e6, value, "o", color=plots.COLORS[k], label=f"{name}: {weights / 1e6:.2f} M weights")
+    axes[1].set(xscale="log", xlabel="MFLOPs", ylabel="held-out loss", title="here: emoji, 600 steps", xlim=(12, 84))
+    axes[1].set_xticks([16, 32, 64], ["16", "32", "64"])
+    axes[1].set_xticks([], minor=True)
+    axes[1].legend()
     return figure
 
 
@@ -615,28 +561,19 @@ plots.filmstrip(torch.stack([made[:10] for made in pictures.values()], dim=1), r
 # %% [markdown]
 # Same network, same data, same number of steps, and no guidance for either. The paper reports an FID of 2.06 for SiT-XL/2 (with an SDE sampler and guidance 1.5), where DiT-XL/2 has 2.27. Who is ahead here, after a short training, the numbers say; a difference of a few tenths means nothing.
 #
-# One detail is odd. SiT feeds the time as it is, from 0 to 1, to features that were made for 0 to 999:
-
-# %%
-for name, fed in (("DiT, 0 to 999", torch.arange(1000.0)), ("SiT, 0 to 1", torch.linspace(0, 1, 1000))):
-    alive = (time_features(fed).std(0) > 0.05).sum()
-    print(f"{name:14} {alive} of 256 features vary by more than 0.05")
-
-# %% [markdown]
-# It works all the same, since the layers behind can stretch what is left. Strange choices survive in published weights, and whoever loads these must repeat them.
+# One detail is odd. SiT feeds the time as it is, from 0 to 1, to features that were made for 0 to 999, so most of the 256 hardly move. It works all the same, since the layers behind can stretch what is left. Strange choices survive in published weights, and whoever loads these must repeat them.
 #
 # ### The other direction of time
 #
-# There is a bigger trap. In SiT's own code time runs from noise to data, $\tau = 1 - t$, and the network answers $x_0 - \varepsilon$. So its weights need two changes: feed $1 - t$, and turn the sign of the output, which means of the last layer. The test is one Euler step from pure noise: it must land on the mean of the data, whatever the noise. Take pictures from a Gaussian around the mean smiley $m$, with standard deviation 0.3. For these the perfect SiT network can be written down. It has a last layer, so that the package can turn it.
+# There is a bigger trap. In SiT's own code time runs from noise to data, $\tau = 1 - t$, and the network answers $x_0 - \varepsilon$. So its weights need two changes: feed $1 - t$, and turn the sign of the output, which means of the last layer. The test is one Euler step from pure noise: it must land on the mean of the data, whatever the noise. Take pictures from a Gaussian around the mean smiley $m$, with standard deviation 0.3. For these the perfect SiT network can be written down. It has a last layer, so that the package can turn it: `from_data_to_noise` makes both changes. The other three are what you get by forgetting one or both.
 
 # %%
 from minidiff.official.flow import from_data_to_noise
-
-m = data.images()[data.labels == 7].mean(0)  # (3, 16, 16)
+m, flow, shape = data.images()[data.labels == 7].mean(0), minidiff.schedules.flow(), (3, 16, 16)
 
 
 class PerfectSiT(torch.nn.Module):
-    """E[x0 - eps | x] where x = tau x0 + (1 - tau) eps and x0 is from N(m, 0.3^2), in SiT's convention."""
+    """E[x0 - eps | x] for x = tau x0 + (1 - tau) eps and x0 from N(m, 0.3^2), as SiT answers; time is tau."""
 
     def __init__(self):
         super().__init__()
@@ -644,36 +581,21 @@ class PerfectSiT(torch.nn.Module):
         self.last.weight.data = torch.eye(3)[:, :, None, None]
 
     def forward(self, x, tau, y=None):
-        tau = tau.view(-1, 1, 1, 1)
         slope = (0.09 * tau - (1 - tau)) / (0.09 * tau**2 + (1 - tau) ** 2)
-        return self.last(m + slope * (x - tau * m))
+        return self.last(m + slope.view(-1, 1, 1, 1) * (x - tau.view(-1, 1, 1, 1) * m))
 
 
-def land(model):
-    noise = minidiff.seeded_noise([4])(torch.empty(1, 3, 16, 16))
-    return (noise - model.denoise(noise, 1.0).flow).detach()  # from t = 1 to 0 in one step
-
-# %% [markdown]
-# `from_data_to_noise` makes both changes. The other three are what you get by forgetting one or both.
-
-# %%
-flow, shape = minidiff.schedules.flow(), (3, 16, 16)
-right = from_data_to_noise(PerfectSiT(), "sit", last="last", shape=shape)
-turned = right.network
-landings = {
-    "both turned": right,
-    "only the sign": minidiff.Diffusion(turned, flow, "flow", time="t", shape=shape),
-    "only the time": minidiff.Diffusion(PerfectSiT(), flow, "flow", time="1-t", shape=shape),
-    "neither": minidiff.Diffusion(PerfectSiT(), flow, "flow", time="t", shape=shape),
-}
-ends = {name: land(model)[0] for name, model in landings.items()}
-for name, end in ends.items():
-    print(f"{name:14} distance from the mean {rms(end - m, 0, 1, 2):.1e}")
-    assert torch.allclose(end, m, atol=1e-5) == (name == "both turned")
+models = {"both turned": from_data_to_noise(PerfectSiT(), "sit", last="last", shape=shape)}
+for name, network, clock in (("only the sign", models["both turned"].network, "t"),
+                             ("only the time", PerfectSiT(), "1-t"), ("neither", PerfectSiT(), "t")):
+    models[name] = minidiff.Diffusion(network, flow, "flow", time=clock, shape=shape)
+noise = minidiff.seeded_noise([4])(m[None])
+ends = {name: (noise - model.denoise(noise, 1.0).flow)[0].detach() for name, model in models.items()}
+assert [name for name, end in ends.items() if torch.allclose(end, m, atol=1e-5)] == ["both turned"]
 plots.grid(torch.stack([m, *ends.values()]), titles=["the mean", *ends])
 
 # %% [markdown]
-# Only the first lands. The test needs no data, no training and no second implementation, and it catches every wrong combination. Do it whenever you load a foreign flow. (`load_official("sit_xl_2", path)` does both changes for you.)
+# Only the first lands. The last is as tidy, and wrong. The test needs no data, no training and no second implementation, and it catches every wrong combination. Do it whenever you load a foreign flow. (`load_official("sit_xl_2", path)` does both changes for you.)
 #
 # ## Where does it look?
 #
@@ -712,21 +634,7 @@ Markdown("| paper | here |\n|---|---|\n" + "\n".join(f"| {paper} | {here} |" for
 # %% [markdown]
 # ## Exercises
 #
-# **1. Modulate (one line).** In the notebook shift and scale had the shape $(B, 1, d)$. Write the adaptive norm for vectors $(B, d)$, with PyTorch's `F.layer_norm`.
-
-# %% tags=["exercise"] name="modulated_norm"
-def modulated_norm(x, shift, scale):
-    """x (B, N, d), shift and scale (B, d) -> (B, N, d); eps is 1e-6."""
-    ...  # your code
-
-# %% [markdown]
-# The check uses as many tokens as pictures, so that a wrong broadcast raises no error.
-
-# %%
-exercises.check_modulated_norm(modulated_norm)
-
-# %% [markdown]
-# **2. The gradient of a gate.** You are given the gradient of the loss by the output of a branch $x' = x + g \odot f(x)$, and the branch $f(x)$. Return the gradients by $g$ and by $f(x)$.
+# **1. The gradient of a gate (a line).** You are given the gradient of the loss by the output of a branch $x' = x + g \odot f(x)$, and the branch $f(x)$. Return the gradients by $g$ and by $f(x)$.
 
 # %% tags=["exercise"] name="gate_gradients"
 def gate_gradients(slope, branch, gate):
@@ -740,7 +648,7 @@ def gate_gradients(slope, branch, gate):
 exercises.check_gate_gradients(gate_gradients)
 
 # %% [markdown]
-# **3. Count the weights.** Without building the network: how many parameters has a DiT of `depth` blocks of width $d$ with patches of $p$, for a latent of 4 by 32 by 32, 1000 classes and learned sigma? Count the fixed positions too. The list in "Built by hand" has everything. For XL/2 the answer is 675,129,632.
+# **2. Count the weights.** Without building the network: how many parameters has a DiT of `depth` blocks of width $d$ with patches of $p$, for a latent of 4 by 32 by 32, 1000 classes and learned sigma? Count the fixed positions too. "Built by hand" has everything; each linear map has a bias. For XL/2 the answer is 675,129,632.
 
 # %% tags=["exercise"] name="dit_weights"
 def dit_weights(depth, d, p):
@@ -754,7 +662,7 @@ def dit_weights(depth, d, p):
 exercises.check_dit_weights(dit_weights)
 
 # %% [markdown]
-# **4. A project: one modulation for all.** A third of DiT's weights only make modulations. PixArt-alpha shares: one map from $c$ gives six vectors for the *whole* network, and each block adds a learned table of six vectors of its own (adaLN-single). Write how the parts are joined.
+# **3. A project: one modulation for all.** A third of DiT's weights only make modulations. PixArt-alpha shares: one map from $c$ gives six vectors for the *whole* network, and each block adds a learned table of six vectors of its own (adaLN-single). Write how the parts are joined.
 
 # %% tags=["exercise"] name="adaln_single"
 def adaln_single(shared, tables):
