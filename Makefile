@@ -48,7 +48,7 @@ weights: $(VENV)/.test
 # The project's code beside its peers', on this machine: benchmarks/*.json
 bench: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sampler_overhead.py
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/dit_speed.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/transformer_speed.py
 
 # Trains those of 32 pixels, which need a GPU; they are not shipped yet.
 weights-gpu: $(VENV)/.test
