@@ -210,7 +210,7 @@ class Resample(nn.Module):
 
     def __init__(self, direction, fir):
         super().__init__()
-        self.direction, row = direction, torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+        self.direction, row = direction, torch.tensor([1.0, 3.0, 3.0, 1.0]) / (4 if direction == "up" else 8)
         self.register_buffer("kernel", torch.outer(row, row)[None, None] if fir else None, persistent=False)
 
     def forward(self, x):
@@ -219,7 +219,7 @@ class Resample(nn.Module):
         channels = x.shape[1]
         kernel = self.kernel.expand(channels, 1, 4, 4)  # every channel by itself, all at once
         if self.direction == "up":
-            return F.conv_transpose2d(x, 4 * kernel, stride=2, padding=1, groups=channels)
+            return F.conv_transpose2d(x, kernel, stride=2, padding=1, groups=channels)
         stride, padding = (2, 1) if self.direction == "down" else (1, 2)
         return F.conv2d(x, kernel, stride=stride, padding=padding, groups=channels)
 
@@ -238,6 +238,8 @@ def one_hot(y, num_classes):
     """Labels (B,) -> rows (B, num_classes) with a one each, zeros for the label num_classes; rows stay as they are."""
     if y is None:
         raise ValueError("labels are missing: pass y (B,), one-hot rows, or network.null(...) for 'no label'")
+    if y.shape[1:] not in ((), (num_classes,)):
+        raise ValueError(f"labels must be (B,), or one-hot rows (B, {num_classes}), got {tuple(y.shape)}")
     return y if y.ndim == 2 else y[:, None] == torch.arange(num_classes, device=y.device)
 
 
