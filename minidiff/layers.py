@@ -35,6 +35,9 @@ class LabelEmbedding(nn.Embedding):
     def forward(self, y):
         if y is None:
             raise ValueError("labels are missing: pass y (B,), or network.null(...) for 'no label'")
+        if not isinstance(y, torch.Tensor) or y.ndim != 1 or y.is_floating_point():
+            got = f"{y.dtype} {tuple(y.shape)}" if isinstance(y, torch.Tensor) else type(y).__name__
+            raise ValueError(f"labels must be a tensor (B,) of whole numbers, one for each image; got {got}")
         return super().forward(y)
 
 
@@ -78,18 +81,25 @@ def as_text(y, dim):
             f"the text is missing or does not fit: pass y=Text(tokens (B, L, {dim}), mask), or the bare tokens, or"
             f" network.null(...) for 'no text'; got {got}"
         )
+    shape, mask = y.tokens.shape[:2], y.mask
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != shape):  # numbers would be added to the logits
+        raise ValueError(
+            f"the mask of a text must be bool {tuple(shape)}, True where a token counts; got {mask.dtype}"
+            f" {tuple(mask.shape)}: pass mask.bool() where 1 means that a token counts"
+        )
     return y
 
 
 def null_for_empty(text, null):
-    """Tokens and mask of a Text, with the token `null` (D,) in all places of the rows that have no token at all.
+    """Tokens and mask of a Text, where a row that has no token at all gets one, `null` (D,), in its first place.
 
-    So no softmax is without a key; in cross-attention equal keys with equal values count as one.
+    So no softmax is without a key, and how far a row is padded changes nothing.
     """
     if text.mask is None:
         return text.tokens, None
     some = text.mask.any(dim=1, keepdim=True)  # (B, 1)
-    return torch.where(some[..., None], text.tokens, null.to(text.tokens.dtype)), text.mask | ~some
+    tokens = torch.where(some[..., None], text.tokens, null.to(text.tokens.dtype))
+    return tokens, text.mask | F.pad(~some, (0, text.mask.shape[1] - 1))
 
 
 def no_text(y, dim, null):
@@ -188,10 +198,18 @@ def run(block, *args, checkpoint=False):
     return block(*args)
 
 
-def check_images(x, shape):
-    """Raise ValueError unless x is a batch of images of this shape, which the positions fix."""
+def check_images(x, shape, time=None, y=None):
+    """Raise ValueError unless x is a batch of images of this shape, which the positions fix.
+
+    time, and y where it is labels, must be (B,) or (1,): others would make another batch of x by broadcasting.
+    """
     if x.shape[1:] != shape:
         raise ValueError(f"images must be {shape}, got {tuple(x.shape[1:])}; resize them or set img_size, in_channels")
+    fits = ((1,), (len(x),))
+    if time is not None and time.shape not in fits:
+        raise ValueError(f"time must be ({len(x)},), one for each image, or (1,) for all; got {tuple(time.shape)}")
+    if isinstance(y, torch.Tensor) and y.ndim == 1 and y.shape not in fits:
+        raise ValueError(f"labels must be ({len(x)},), one for each image; got {tuple(y.shape)}")
 
 
 def patchify(x, p):

@@ -80,6 +80,22 @@ def test_labels(name):
         create_model(name).null(y)
 
 
+ON_A_GRID = [(name, {}) for name in ("dit_test", "sit_test", "genvit_test", "uvit_test", "iuvit_test")]
+
+
+@pytest.mark.parametrize("name, switch", [*ON_A_GRID, ("uvit_test", {"time_as": "adaln"})])
+def test_times_and_labels_of_another_batch_are_refused(name, switch):
+    """By broadcasting, one image and three times would give three images."""
+    network, x, time = network_and_inputs(name, num_classes=3, **switch)
+    y = torch.tensor([0, 1, 2])
+    for images, times in ((x[:1], time), (x, time[:2]), (x, time[0]), (x, time[:, None])):
+        with pytest.raises(ValueError, match=r"time must be \(\d,\), one for each image, or \(1,\)"):
+            network(images, times, y)
+    for images, labels in ((x[:1], y), (x, y[:2])):
+        with pytest.raises(ValueError, match=r"labels must be \(\d,\), one for each image"):
+            network(images, time[:1], labels)
+
+
 @each_model
 def test_a_copy_is_equal_and_independent(name):
     network, x, time = network_and_inputs(name)

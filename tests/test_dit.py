@@ -207,6 +207,8 @@ def test_sit_turns_time_and_sign(sigma):
         prediction = diffusion.denoise(x, 0.3, y)
     torch.testing.assert_close(prediction.out, -velocity)
     torch.testing.assert_close(prediction.x0, x + 0.3 * velocity)  # from noise at 0 to data at 1, 0.3 is left to go
+    with pytest.raises(ValueError, match="weights of minidiff's SiT"):  # whose sign would be turned a second time
+        sit.convert(ours.state_dict(), ours.arguments)
 
 
 def test_errors():
@@ -243,12 +245,17 @@ def test_dit_s_2_wastes_no_operation():
     assert count.ops <= 175 and laid_out == [True]  # transposed, each norm would copy it where nobody counts
 
 
-def test_the_benchmark_runs(root, monkeypatch, tmp_path):
-    """With diffusers, if it is there: it checks that both give the same numbers; the times themselves are no test."""
+def test_the_benchmark_of_transformers_runs(root, monkeypatch, tmp_path):
+    """With diffusers and timm, if they are there: both give our numbers; the times themselves are no test."""
     pytest.importorskip("diffusers")
+    pytest.importorskip("timm")
     monkeypatch.syspath_prepend(root / "benchmarks")
-    import dit_speed
+    import transformer_speed
 
-    dit_speed.main(["--smoke", "--out", str(tmp_path / "speed.json")])
+    transformer_speed.main(["--smoke", "--out", str(tmp_path / "speed.json")])
     rows = json.loads((tmp_path / "speed.json").read_text(encoding="utf-8"))["rows"]
-    assert [row["task"] for row in rows] == ["forward", "train", "train_own"] and all(row["ratio"] > 0 for row in rows)
+    assert [(row["peer"], row["task"]) for row in rows] == [
+        ("diffusers", "forward"), ("diffusers", "train"), ("diffusers", "train_own"),
+        ("timm", "forward"), ("timm", "train"),
+    ]  # fmt: skip
+    assert all(row["ratio"] > 0 for row in rows)

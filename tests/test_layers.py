@@ -9,6 +9,7 @@ from minidiff.diffusion import drop_condition
 from minidiff.guidance import join, twice
 from minidiff.layers import (
     Attention,
+    LabelEmbedding,
     Mlp,
     Text,
     as_text,
@@ -59,6 +60,22 @@ def test_bare_tokens_are_a_text():
             as_text(wrong, 6)
 
 
+def test_a_mask_is_bool_and_has_the_shape_of_the_tokens():
+    """Tokenizers of other libraries give whole numbers; added to the logits they would hide nothing, silently."""
+    tokens, mask, _ = example(pooled=False)[:]
+    for wrong in (mask.long(), mask.float(), mask[:, 1:], mask[:1], mask[0], mask[..., None]):
+        with pytest.raises(ValueError, match=r"mask of a text must be bool \(4, 5\).*pass mask.bool\(\)"):
+            as_text(Text(tokens, wrong), 6)
+
+
+def test_labels_are_whole_numbers():
+    layer = LabelEmbedding(3, 8)
+    assert layer(torch.tensor([0, 3])).shape == (2, 8)
+    for wrong in (torch.tensor([0.0, 1.0]), torch.tensor([[0], [1]]), torch.tensor(1), example()):
+        with pytest.raises(ValueError, match=r"labels must be a tensor \(B,\) of whole numbers"):
+            layer(wrong)
+
+
 def test_masked_keys_do_not_count():
     q, k, v = torch.randn(3, 2, 4, 5, 6).unbind(0)
     mask = torch.tensor([[True] * 3 + [False] * 2, [True] * 5])
@@ -73,7 +90,7 @@ def test_a_text_without_tokens_becomes_the_null_token():
     text, null = example()._replace(mask=some), torch.randn(6)
     tokens, mask = null_for_empty(text, null)
     assert (tokens[[0, 3]] == null).all() and torch.equal(tokens[1:3], text.tokens[1:3])
-    assert mask[[0, 3]].all() and torch.equal(mask[1:3], text.mask[1:3])
+    assert mask[[0, 3]].tolist() == 2 * [[True] + 4 * [False]] and torch.equal(mask[1:3], text.mask[1:3])
 
 
 def test_attention_and_mlp_by_their_definitions():

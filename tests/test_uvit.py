@@ -141,6 +141,8 @@ def test_errors():
     network, (x, time) = network_of(**TEXT), inputs()
     with pytest.raises(ValueError, match="must have 5 tokens"):
         network(x, time, torch.zeros(3, 4, 6))
+    with pytest.raises(ValueError, match="must have 5 tokens"):
+        network.null(torch.zeros(3, 4, 6))
     with pytest.raises(ValueError, match="the text is missing"):
         network(x, time)
     with pytest.raises(ValueError, match=r"images must be \(3, 8, 8\)"):

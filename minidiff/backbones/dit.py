@@ -81,7 +81,7 @@ class DiT(nn.Module):
         self.init_weights()
 
     def forward(self, x, time, y=None):
-        check_images(x, self.shape)
+        check_images(x, self.shape, time, y)
         tokens = self.patch_embed(x).flatten(2).transpose(1, 2)  # (B, N, d)
         # the residual stream inherits this layout: left transposed, each norm copies it, 3 % of a forward pass
         tokens = tokens.contiguous() + self.pos_embed

@@ -61,6 +61,7 @@ class GenViT(nn.Module):
         self.apply(init_weights)
 
     def forward(self, x, time, y=None):
+        check_images(x, self.shape, time, y)
         time = self.time_embed(time_features(time, self.embed_dim).to(x.dtype))
         time = F.silu(time)  # (B or 1, 4 T)
         tokens = self.embed(x, None if self.label_embed is None else self.label_embed(y))  # (B, T, d)

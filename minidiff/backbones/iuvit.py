@@ -96,7 +96,7 @@ class IUViT(nn.Module):
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
     def forward(self, x, time, y=None):
-        check_images(x, self.shape)
+        check_images(x, self.shape, time, y)
         batch, text, mask, pooled = len(x), None, None, None
         if self.text_dim:
             y = as_text(y, self.text_dim)
@@ -120,6 +120,8 @@ class IUViT(nn.Module):
         features = timestep_embedding(time, self.embed_dim, order="cos_sin", divisor="half").to(dtype)
         if self.pooled_dim:
             pooled = features.new_zeros(batch, self.pooled_dim) if pooled is None else pooled.to(dtype)
+            if pooled.shape != (batch, self.pooled_dim):
+                raise ValueError(f"pooled must be {(batch, self.pooled_dim)} or None; got {tuple(pooled.shape)}")
             features = torch.cat([features.expand(batch, -1), pooled], dim=1)
         return self.time_embed(features)[:, None].expand(batch, -1, -1)
 

@@ -82,7 +82,7 @@ class UViT(nn.Module):
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
     def forward(self, x, time, y=None):
-        check_images(x, self.shape)
+        check_images(x, self.shape, time, y)
         time = timestep_embedding(time, self.embed_dim, order="cos_sin", divisor="half").to(x.dtype)
         time = self.time_embed(time)[:, None]  # (B or 1, 1, d)
         patches = self.patch_embed(x).flatten(2).transpose(1, 2)  # (B, N, d)
@@ -105,13 +105,8 @@ class UViT(nn.Module):
         tokens, batch = [patches], len(patches)
         mask = None
         if self.text_embed is not None:
-            text = as_text(y, self.text_dim)
+            text = self.text_of(y)
             tokens.insert(0, self.text_embed(text.tokens.to(patches.dtype)))
-            if text.tokens.shape[1] != len(self.null_text):
-                raise ValueError(
-                    f"texts must have {len(self.null_text)} tokens, the positions of this network, got"
-                    f" {text.tokens.shape[1]}; pad them and set the mask to False there"
-                )
             if text.mask is not None:
                 always = text.mask.new_ones(batch, patches.shape[1])
                 mask = torch.cat([always[:, : self.time_as == "token"], text.mask, always], dim=1)
@@ -121,10 +116,20 @@ class UViT(nn.Module):
             tokens.insert(0, self.label_embed(y)[:, None])
         return torch.cat(tokens, dim=1), mask
 
+    def text_of(self, y):
+        """The condition y as Text; ValueError unless it has as many tokens as there are positions for them."""
+        text, positions = as_text(y, self.text_dim), len(self.null_text)
+        if text.tokens.shape[1] != positions:
+            raise ValueError(
+                f"texts must have {positions} tokens, the positions of this network, got {text.tokens.shape[1]}; pad"
+                " them and set the mask to False there"
+            )
+        return text
+
     def null(self, y):
         """The condition of the shape of y that means 'none': the null label, or the tokens of the empty prompt."""
         if self.text_embed is not None:
-            text = as_text(y, self.text_dim)
+            text = self.text_of(y)
             tokens = self.null_text.to(text.tokens).expand_as(text.tokens)
             mask = None if text.mask is None else torch.ones_like(text.mask)
             return tokens if isinstance(y, torch.Tensor) else Text(tokens, mask, text.pooled)  # pooled: never read

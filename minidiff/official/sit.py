@@ -18,8 +18,14 @@ RELEASED = {"sit_xl_2": {"schedule": ("flow", {}), "prediction": "flow", "time":
 def convert(state, arguments):
     """The state dict of our SiT from an official one: {name: tensor} -> {name: tensor}.
 
-    arguments: those of our network. What is left of the last layer returns noise - data.
+    arguments: those of our network. What is left of the last layer returns noise - data. Raises ValueError for a state
+    dict of ours, whose sign must not be turned again.
     """
+    if "patch_embed.weight" in state:
+        raise ValueError(
+            "these are weights of minidiff's SiT, not of the official one: load them with network.load_state_dict, or "
+            "the folder they are in with from_pretrained."
+        )
     result = dict(dit.convert(state, arguments))
     channels = arguments["in_channels"]
     outputs = arguments["patch_size"] ** 2 * channels
