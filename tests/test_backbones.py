@@ -1,9 +1,11 @@
 """One suite over the registry: what every backbone must do, on its `family_test` size."""
 
 import copy
+import shutil
 
 import pytest
 import torch
+import torch._inductor.config
 from counting import Count
 
 from minidiff import (
@@ -170,6 +172,27 @@ def test_compiles_into_one_graph(name):
     compiled = torch.compile(network, backend="eager", fullgraph=True)
     with torch.no_grad():
         torch.testing.assert_close(compiled(x, time), network(x, time))
+
+
+CXX = torch._inductor.config.cpp.cxx[1]  # what Inductor calls: $CXX, or the usual one of the platform
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which(CXX) is None, reason=f"Inductor compiles C++, and there is no {CXX} here: set CXX")
+@each_model
+def test_inductor_computes_the_same(name):
+    """torch.compile as everybody calls it: outputs and gradients in float32, in one graph."""
+    network, x, time = network_and_inputs(name, num_classes=3)
+    twin, y = copy.deepcopy(network), torch.tensor([0, 1, 3])
+    torch._dynamo.reset()
+    out, expected = torch.compile(twin, fullgraph=True)(x, time, y), network(x, time, y)
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+    out.square().mean().backward()
+    expected.square().mean().backward()
+    for (key, parameter), other in zip(network.named_parameters(), twin.parameters(), strict=True):
+        if parameter.requires_grad:
+            scale = parameter.grad.abs().max()
+            torch.testing.assert_close(other.grad / scale, parameter.grad / scale, rtol=1e-4, atol=2e-5, msg=key)
 
 
 def test_unet_refuses_sizes_and_channels_that_do_not_fit():
