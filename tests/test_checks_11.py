@@ -1,0 +1,96 @@
+"""The exercises of notebook 11: solutions pass, stubs fail, typical wrong answers are named."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from minidiff.backbones.iuvit import RearrangeHead
+from minidiff.backbones.uvit import LinearHead
+from minidiff.course.checks import notebook_11 as checks
+from minidiff.course.exercises import prove
+
+SOLUTIONS = Path(__file__).parents[1] / "notebooks" / "solutions" / "11_iu_vit.py"
+
+
+@pytest.fixture(scope="module")
+def solved():
+    """The names that the solution file defines, with what the notebook gives it."""
+    space = {"torch": torch, "F": F}
+    exec(SOLUTIONS.read_text(encoding="utf-8"), space)
+    return space
+
+
+def stub(*args):
+    ...
+
+
+def test_head_cost(solved):
+    prove(checks.check_head_cost, solved["head_cost"], stub, {
+        "also has its 3 x 3 convolution": lambda d, p: (6 * d * p**2, 54 * d),
+        "not once": lambda d, p: (6 * d * p**2 + 162, 54 * d),
+        "are two operations": lambda d, p: (3 * d * p**2 + 81 * p**2, 27 * d),
+        "features, not d": lambda d, p: (6 * d * p**2 + 162 * p**2, 54 * d * p**2),
+        "operations per pixel": lambda d, p: (6 * d + 162, 54 * d / p**2),
+        "wrong way round": lambda d, p: (54 * d, 6 * d * p**2 + 162 * p**2),
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize("dim, p", [(96, 2), (96, 4)])
+def test_the_expected_costs_are_those_of_the_heads(solved, dim, p):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    for cost, head in zip(solved["head_cost"](dim, p), (LinearHead(dim, p, 3, 4, True), RearrangeHead(dim, p, 3, 4))):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            head(torch.zeros(1, 16, dim))
+        assert counter.get_total_flops() == 16 * cost
+
+
+def test_dwconv_by_shifts(solved):
+    def wrong(**options):
+        return lambda x, weight, bias, extras: checks.by_conv(x, weight, bias, extras, **options)
+
+    def everything(x, weight, bias, extras):
+        out = checks.by_conv(x, weight, bias, extras)
+        return torch.cat([x[:, :extras] * weight[:, 0, 1, 1] + bias, out[:, extras:]], dim=1)
+
+    prove(checks.check_dwconv_by_shifts, solved["dwconv_by_shifts"], stub, {
+        "torch.roll": wrong(mode="circular"),
+        "repeated outwards": wrong(mode="replicate"),
+        "turned round": lambda x, w, b, extras: checks.by_conv(x, w.flip(2, 3), b, extras),
+        "rows and columns of the kernel": wrong(transposed=True),
+        "bias is missing": lambda x, w, b, extras: checks.by_conv(x, w, 0 * b, extras),
+        "must pass unchanged": everything,
+        "are lost": lambda x, w, b, extras: checks.by_conv(x, w, b, extras)[:, extras:],
+    })  # fmt: skip
+
+
+def test_text_share(solved):
+    def share(scale=lambda d: d**-0.5, safe=True, mean=False, image=False):
+        def text_share(q, k_text, k_image):
+            scores = [q @ k.transpose(2, 3) * scale(q.shape[3]) for k in (k_text, k_image)]
+            if not safe:
+                text, rest = (s.exp().sum(3) for s in scores)
+                return text / (text + rest)
+            text, rest = (s.logsumexp(3) - mean * torch.tensor(s.shape[3]).log() for s in scores)
+            return torch.sigmoid(rest - text if image else text - rest)
+        return text_share
+
+    def by_number(q, k_text, k_image):
+        count = k_text.shape[2]
+        return torch.full(q.shape[:3], count / (count + k_image.shape[2]))
+
+    def ratio(q, k_text, k_image):
+        s = solved["text_share"](q, k_text, k_image)
+        return s / (1 - s)
+
+    prove(checks.check_text_share, solved["text_share"], stub, {
+        "share of the image": share(image=True),
+        "not divided by the square root": share(scale=lambda d: 1.0),
+        "are divided by d": share(scale=lambda d: 1 / d),
+        "share by number": by_number,
+        "means of the exponentials": share(mean=True),
+        "divide by both together": ratio,
+        "subtract the largest": share(safe=False),
+    })  # fmt: skip
