@@ -212,6 +212,19 @@ def check_images(x, shape, time=None, y=None):
         raise ValueError(f"labels must be ({len(x)},), one for each image; got {tuple(y.shape)}")
 
 
+def check_sides(height, width, divisor, why):
+    """Raise ValueError, with sides that would do, unless both are divisible by `divisor`; `why` says what that is."""
+    if height % divisor or width % divisor:
+        below, above = (
+            tuple(max(1, rounded(side / divisor)) * divisor for side in (height, width))
+            for rounded in (math.floor, math.ceil)
+        )
+        raise ValueError(
+            f"sides must be divisible by {divisor}, {why}, got {height} x {width}; the nearest that are:"
+            f" {below[0]} x {below[1]} and {above[0]} x {above[1]}"
+        )
+
+
 def patchify(x, p):
     """(B, C, H, W) -> (B, H/p * W/p, p * p * C): patches row by row, each in the order (row, column, C)."""
     x = x.unflatten(3, (-1, p)).unflatten(2, (-1, p))  # (B, C, h, p, w, p)

@@ -18,8 +18,6 @@ Only the latent model's code was published. Where the paper contradicts itself o
   `augment_labels` those of its augmentation.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -31,6 +29,7 @@ from minidiff.layers import (
     Mlp,
     attention,
     check_images,
+    check_sides,
     merge_heads,
     null_labels,
     run,
@@ -232,15 +231,7 @@ class DiffiT(nn.Module):
 
     def check_sides(self, height, width):
         """Raise ValueError, with sides that would do, unless windows tile every level."""
-        if height % self.divisor or width % self.divisor:
-            below, above = (
-                tuple(max(1, rounded(side / self.divisor)) * self.divisor for side in (height, width))
-                for rounded in (math.floor, math.ceil)
-            )
-            raise ValueError(
-                f"sides must be divisible by {self.divisor}, the window of {self.window} times the halvings, got"
-                f" {height} x {width}; the nearest that are: {below[0]} x {below[1]} and {above[0]} x {above[1]}"
-            )
+        check_sides(height, width, self.divisor, f"the window of {self.window} times the halvings")
 
 
 class ResBlock(nn.Module):
