@@ -4,6 +4,7 @@ import goldens_adm
 import goldens_diffit
 import goldens_dit
 import goldens_guidance
+import goldens_hit
 import goldens_ncsnpp
 import goldens_sde
 import goldens_solvers
@@ -172,7 +173,7 @@ MATH_ROWS = {
 }  # fmt: skip
 
 # Families whose fixtures are called in their own way: each has NETWORKS, network_error(name, dtype), and PARAMETERS
-FAMILIES = (goldens_dit, goldens_adm, goldens_ncsnpp, goldens_diffit, goldens_swin)
+FAMILIES = (goldens_dit, goldens_adm, goldens_ncsnpp, goldens_diffit, goldens_hit, goldens_swin)
 NETWORKS = ["diffusers_unet2d_ddpm_a", "ddpm_tf_unet_a", *goldens_uvit.NETWORKS]
 NETWORKS += [name for family in FAMILIES for name in family.NETWORKS]
 

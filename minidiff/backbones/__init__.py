@@ -8,6 +8,8 @@ from minidiff.backbones import (  # noqa: F401  (each registers its models)
     diffit,
     dit,
     genvit,
+    hit,
+    hit_denoiser,
     iuvit,
     mlp,
     ncsnpp,

@@ -21,7 +21,7 @@ from minidiff.safe_files import read_tensors
 FAMILIES = {
     "diffusers_unet2d": "ddpm", "ddpm_tf": "ddpm", "uvit": "uvit", "dit": "dit", "sit": "sit", "genvit": "genvit",
     "improved_diffusion": "adm", "guided_diffusion": "adm", "glide": "adm", "edm_adm": "edm_adm",
-    "guided_diffusion_classifier": "adm_classifier", "score_sde": "ncsnpp", "edm": "ncsnpp",
+    "guided_diffusion_classifier": "adm_classifier", "score_sde": "ncsnpp", "edm": "ncsnpp", "hit": "hit",
 }  # fmt: skip
 
 
