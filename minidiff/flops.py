@@ -39,14 +39,14 @@ class Summary(NamedTuple):
         return "\n".join(lines)
 
 
-def summary(model, *, depth=2, y=None, shape=None, batch=1):
+def summary(model, *, depth=2, y=None, shape=None, batch=1, **inputs):
     """The parameters and operations of a Diffusion or of a network, by module down to `depth`: a `Summary`.
 
     Nothing is computed: the network runs on tensors without memory, however large it is. y: a condition, by default
     label 0 for each image where the network has classes. shape: (C, H, W) of an image, by default that of the
-    Diffusion, or of the network where it has one. Operations are those that torch.utils.flop_counter counts: in
-    convolutions, matrix products and attention (which it overlooks in a real run on a CPU, whose kernel it does not
-    know). Raises ValueError if no shape is known.
+    Diffusion, or of the network where it has one. inputs: further ones by name, such as low_res. Operations are those
+    that torch.utils.flop_counter counts: in convolutions, matrix products and attention (which it overlooks in a real
+    run on a CPU, whose kernel it does not know). Raises ValueError if no shape is known.
     """
     check_whole("depth", depth)
     network = getattr(model, "network", model)
@@ -63,7 +63,8 @@ def summary(model, *, depth=2, y=None, shape=None, batch=1):
     counter = FlopCounterMode(display=False)
     try:
         with counter, torch.no_grad():
-            functional_call(network, state, (x, time, None if y is None else y.to("meta")))
+            inputs = {name: value.to("meta") for name, value in inputs.items()}
+            functional_call(network, state, (x, time, None if y is None else y.to("meta")), inputs)
     finally:
         for hook in hooks:
             hook.remove()

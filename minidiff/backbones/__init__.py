@@ -7,6 +7,7 @@ from minidiff.backbones import (  # noqa: F401  (each registers its models)
     classifier,
     diffit,
     dit,
+    efficient_unet,
     genvit,
     hit,
     hit_denoiser,
