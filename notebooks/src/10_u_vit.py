@@ -141,7 +141,7 @@ plots.filmstrip([*columns, mean], [""] * 8 + ["mean"], rows=list(drawn), columns
 #
 # ## GenViT: a time for each token
 #
-# The third row looks best. Its network, **GenViT** (Yang et al. 2022), is a vision transformer as made for classification, class token included, and one of the first to be used as a diffusion backbone. It is told the time in an unusual way. An MLP of the time gives, in every block, a scale $s_n$ and a shift $b_n$ for each token $n$, which act on the whole token, all channels alike:
+# The third row looks best. Its network, **GenViT** (Yang et al. 2022), is a vision transformer as made for classification, class token included. It is told the time in an unusual way. An MLP of the time gives, in every block, a scale $s_n$ and a shift $b_n$ for each token $n$, which act on the whole token, all channels alike:
 #
 # $$h_n \leftarrow h_n\,(1 + s_n(t)) + b_n(t).$$
 #
@@ -192,9 +192,9 @@ with torch.no_grad():
 figure
 
 # %% [markdown]
-# All of it depends on the time, and single tokens have a behaviour of their own: a number for each token is a number for each *place*. The price is that the size of the time's layers is tied to the number of tokens. A trained GenViT cannot take a larger picture.
+# The scales depend on the time, and single tokens have a behaviour of their own: a number for each token is a number for each *place*. The price is that the size of the time's layers is tied to the number of tokens. A trained GenViT cannot take a larger picture.
 #
-# GenViT reached an FID of 20.2 on CIFAR-10 (17.7 with 50,000 samples, as its log says). That was far behind the U-Nets. U-ViT got 3.11, with simpler conditioning. Before you see how, look at what all of them share.
+# GenViT reached an FID (smaller is better) of 20.2 on CIFAR-10, or 17.7 with 50,000 samples in place of 10,000. U-ViT got 3.11, with simpler conditioning. Before you see how, look at what both share.
 #
 # ## The patch effect
 #
@@ -247,7 +247,7 @@ curves = {name: (frequency, spectrum(images)) for name, images in strips.items()
 plots.lines(curves, x="cycles per pixel", y="power of the steps")
 
 # %% [markdown]
-# Lines at 1/2 for patches of 2, at 1/4 for patches of 4 (and at 1/2, its overtone), nothing for real emoji. Two things follow. Small patches are better, and cost dearly: half the side means four times the tokens, and sixteen times the entries in every attention table. And a convolution behind the head seems to help, as the ratio says. But read both numbers: with the convolution the step at a border is no smaller. The inside has become rougher. Keep that in mind.
+# Lines at 1/2 for patches of 2, at 1/4 for patches of 4 (and at 1/2, its overtone), nothing for real emoji. Two things follow. Small patches are better, and cost dearly: half the side means four times the tokens, and sixteen times the entries in every attention table. And a convolution behind the head seems to help, as the ratio says. But read both numbers. With the convolution the step at a border is a little smaller, and the step inside is half as large again. The ratio fell mostly because the inside became rougher. Keep that in mind.
 #
 # ## Everything is a token
 #
@@ -319,7 +319,7 @@ print(f"equal, with all {sum(w.numel() for w in mine.parameters()):,} weights")
 #
 # ## Real sizes
 #
-# The published models are built on the device `meta`, which keeps shapes and no numbers. The official code's weights were counted and its multiplications as well; they stand beside ours.
+# The published models are built on the device `meta`, which keeps shapes and no numbers. The weights of the official code were counted, and its multiplications as well. They stand beside ours.
 
 # %%
 from IPython.display import Markdown
@@ -347,7 +347,7 @@ Markdown("\n".join(lines))
 #
 # ## The ablation
 #
-# The paper decided each of its choices by an experiment on CIFAR-10. Ours has the same rows on emoji of 16 by 16 pixels: a network of 0.6 million weights, 600 steps of 64 pictures. Judged is the loss on 372 unseen emoji, mean over ten noise levels, with the same noise for all. Where a run was repeated with another seed, the bar is the mean, and the line through it goes from the lower to the higher. The second figure has each run as a multiple of the standard U-ViT, by noise level.
+# The paper decided each of its choices by an experiment. Ours are on emoji of 16 by 16 pixels: a network of 0.6 million weights, 600 steps of 64 pictures. Judged is the loss on 372 unseen emoji, mean over ten noise levels, with the same noise for all. Where a run was repeated with another seed, the bar is the mean, and the line through it goes from the lower to the higher. The second figure has each run as a multiple of the standard U-ViT, by noise level.
 
 # %%
 labels = {"concat": "U-ViT: concatenation", "add": "skips added", "none": "no skips", "time-adaln": "time by adaLN",
@@ -394,7 +394,7 @@ curves = {"random convolution": (torch.arange(768), values), "identity": (torch.
 plots.lines(curves, x="direction", y="singular value")
 
 # %% [markdown]
-# So a random convolution leaves some directions almost unheard, and gradient descent is slow in them. At small $t$ the answer is nearly pure noise and needs *all* directions alike. If that is the cause, a cure follows: start the convolution as the **identity**. The network keeps every weight, and the handicap is gone. Test it, with patches of 4, which train fast.
+# So a random convolution leaves some directions almost unheard, and gradient descent is slow in them. At small $t$ the answer is nearly pure noise and needs *all* directions alike. If that is the cause, a cure follows: start the convolution as the **identity**. The network keeps every weight, and the handicap should be gone. Test it, with patches of 4, which train fast.
 
 # %%
 def last_layer(start):
@@ -436,7 +436,7 @@ rows = [f"convolution: {start}" for start in pictures]
 plots.filmstrip([torch.stack([i[k] for i in pictures.values()]) for k in range(min(some, 9))], rows=rows, scale=5)
 
 # %% [markdown]
-# The suspicion holds. From the identity, the convolution costs nothing; the whole handicap was its start. In 500,000 steps, as in the paper, a bad start is forgotten. In 600 it decides the ranking. The samples show it too: the grain inside the patches of the first row is noise that the network failed to take away. The steps at the borders are about as high in all three. At this length the convolution does not mend the patch effect. The ratio fell only because the inside got worse.
+# The suspicion holds. From the identity, the convolution costs nothing; the whole handicap was its start, and it was largest at small and middle $t$, where the answer is mostly noise. In 500,000 steps, as in the paper, a bad start is forgotten. In 600 it decides the ranking. The samples show it too: the grain inside the patches of the first row is noise that the network failed to take away. The steps at the borders are about as high in all three. At this length the convolution hardly mends the patch effect. In the first row the ratio is lower because the inside is worse.
 #
 # The time is harder to explain. A token must first be found: at the start attention is nearly uniform, and of 66 tokens one is the time. AdaLN hands the time to every block, and has more weights. If this is the reason, the token should catch up in a longer training. So should the standard U-ViT against "no convolution". Some runs were repeated for 3,000 steps.
 
@@ -482,7 +482,7 @@ from minidiff.course.attention import explore_attention
 explore_attention(watched, unseen.images()[205], unseen.labels[205:206])
 
 # %% [markdown]
-# How much do patches ask the label and the time? Here is the share of their attention that goes to these two tokens, averaged over patches, heads and 64 emoji. If nobody cared, it would be 2 of 66, or 3 %.
+# How much do patches ask the label and the time? Here is the share of their attention that goes to each of these tokens, averaged over patches, heads and 64 emoji. If all were asked alike, it would be 1 of 66, or 1.5 %.
 
 # %%
 shares = {}
@@ -498,6 +498,8 @@ curves = {f"{name}, t = {t}": (blocks, [share[k] for share in shares[t]])
 plots.lines(curves, x="block", y="share of attention")
 
 # %% [markdown]
+# The time is asked in the first block, most of all when there is much noise, and then no more: what it said is in the patches by then. The label is asked in the last block, and only where the noise hides the picture. Nobody designed this division of labour. The other blocks leave the two tokens alone.
+#
 # ## What the paper found, what you measured
 
 # %%
