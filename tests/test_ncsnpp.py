@@ -1,5 +1,7 @@
 """NCSN++ and DDPM++: the official numbers, the filter, the parts that DDPM does not have, and the published files."""
 
+import math
+
 import goldens_ncsnpp
 import pytest
 import torch
@@ -9,6 +11,7 @@ from counting import Count
 from minidiff import Diffusion, create_model, from_pretrained, load_official, sample, save_pretrained, schedules
 from minidiff.attention_maps import record_attention
 from minidiff.backbones.ncsnpp import CHOICES, Resample
+from minidiff.diffusion import TIMES
 from minidiff.guidance import classifier_free
 from minidiff.official import from_official, released
 from minidiff.official import ncsnpp as official
@@ -241,11 +244,29 @@ def test_errors_name_the_way_out():
         create_model("ddpmpp_test", progressive_input="residual")
     with pytest.raises(ValueError, match='resblock_type="biggan"'):
         create_model("ddpmpp_test", fir=True, resblock_type="ddpm")
+    network = create_model("ncsnpp_test", num_classes=3)
+    for time, y in ((torch.ones(3), torch.ones(1)), (torch.ones(1), torch.ones(3))):
+        with pytest.raises(ValueError, match="one for each of 2 images, or one for all, not 3"):
+            network(torch.zeros(2, 3, 8, 8), time, y.long())
     network = create_model("ncsnpp_test")
     for shape in ((1, 3, 9, 8), (1, 1, 8, 8)):
         with pytest.raises(ValueError, match="3 channels and sides divisible by 2"):
             network(torch.zeros(shape), torch.ones(1))
     assert network(torch.zeros(1, 3, 16, 12), torch.ones(1)).shape == (1, 3, 16, 12)
+
+
+@pytest.mark.parametrize(("kind", "schedule", "time"), [
+    ("edm", schedules.edm(), "log_sigma/4"), ("vp", schedules.linear(None), "999t"),
+    ("iddpm", schedules.cosine(1000), "index"),
+])  # fmt: skip
+def test_times_are_those_of_edms_preconditionings(kind, schedule, time):
+    """To float32, in which theirs are computed; iDDPM's are the nearest whole ones."""
+    spec, outputs = goldens_ncsnpp.fill.load(goldens_ncsnpp.GOLDEN / f"edm_precond_{kind}_a.npz")
+    sigmas = spec["inputs"]["sigma"]["values"]
+    ours = [TIMES[time](schedule.inverse(-2 * math.log(sigma)), schedule) for sigma in sigmas]
+    if kind == "iddpm":
+        ours = [round(t) for t in ours]
+    assert outputs["network_time"].tolist() == pytest.approx(ours, rel=2e-4 if kind == "vp" else 1e-6)
 
 
 # --- official weights ---------------------------------------------------------------------------------------------

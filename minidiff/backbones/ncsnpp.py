@@ -106,6 +106,8 @@ class NCSNpp(nn.Module):
                 f" got {tuple(x.shape)}; pad or resize them, or use fewer levels"
             )
         emb = self.embed(time, y, augment_labels, x.dtype)  # (B or 1, 4 nf)
+        if len(emb) not in (1, len(x)):  # by broadcasting they would make another batch of x
+            raise ValueError(f"times and labels: one for each of {len(x)} images, or one for all, not {len(emb)}")
         told = [emb] if self.biggan else []  # a convolution that halves or doubles is not told the time
         image = x if self.centered else 2 * x - 1
         h = self.conv_in(image)
