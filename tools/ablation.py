@@ -55,6 +55,18 @@ EXPERIMENTS = {
         "narrow": ("dit_tiny", {"hidden_size": 64}),
         "shallow": ("dit_tiny", {"depth": 2}),
     },
+    "diffit": {  # time in the attention, in DiT's shell at DiT's size; in windows, in a U-Net
+        "flat": ("diffit_xl_256", {"in_channels": 3, "hidden_size": 96, "depth": 5, "num_heads": 4,
+                                   "learn_sigma": False}),
+        "pixels": ("diffit_tiny", {}),
+        "window-2": ("diffit_tiny", {"window_size": 2}),
+    },
+    "ascend": {
+        **{f"{encoder}-{decoder}": ("ascend_tiny", {"encoder": encoder, "decoder": decoder})
+           for encoder in ("swin", "residual") for decoder in ("swin", "residual")},
+        "no-skips": ("ascend_tiny", {"skips": False}),
+        "conv-resampling": ("ascend_tiny", {"resample": "conv"}),
+    },
 }  # fmt: skip
 
 
