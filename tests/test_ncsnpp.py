@@ -342,6 +342,8 @@ def test_look_alikes_are_refused():
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             from_official("score_sde", {}, song | {"model": song["model"] | change})
+    with pytest.raises(ValueError, match="unexpected: weight"):
+        from_official("edm", {"weight": torch.zeros(3)}, edm)
     state, _, _ = official_file("scoresde_ddpmpp_a")
     with pytest.raises(ValueError, match="not those of ncsnpp_cifar10"):
         from_official("score_sde", state, song | {"model": song["model"] | {"num_res_blocks": 2}})

@@ -135,6 +135,9 @@ def from_edm(state, arguments):
     for name, tensor in state.items():
         if name.endswith(".resample_filter") or name == "u":
             continue  # fixed: the filter, and iDDPM's table of noise levels
+        if "." not in name:  # not EDM's: whoever loads it says so
+            result[name] = tensor
+            continue
         layer, *inside, kind = re.sub(r"^(enc|dec)\.", "", name).split(".")
         place = EDM_EMBEDDING.get(layer) or edm_layer(layer, name[:3], arguments["image_size"], levels)
         place = ".".join([place, *(EDM_BLOCK.get(part, part) for part in inside)])
