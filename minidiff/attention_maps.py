@@ -9,7 +9,8 @@ from minidiff import layers
 
 def attention_weights(q, k, mask=None):
     """softmax(q k^T / sqrt(d)) of q (B, heads, N, d) and k (B, heads, M, d), in float32: (B, heads, N, M)."""
-    logits = (q.float() @ k.float().transpose(-2, -1)) * q.shape[-1] ** -0.5
+    with torch.autocast(q.device.type, enabled=False):  # it would multiply in half precision again
+        logits = (q.float() @ k.float().transpose(-2, -1)) * q.shape[-1] ** -0.5
     if mask is not None:
         logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
     return logits.softmax(-1)

@@ -1,5 +1,6 @@
 """`summary()`: where the parameters and the work of a network are, module by module."""
 
+import inspect
 from typing import NamedTuple
 
 import torch
@@ -53,9 +54,12 @@ def summary(model, *, depth=2, y=None, shape=None, batch=1, **inputs):
     shape = shape or getattr(model, "shape", None) or getattr(network, "shape", None)
     if shape is None:
         raise ValueError("the shape of an image is not known: pass shape=(C, H, W), or a Diffusion, not a network")
-    if y is None and getattr(network, "num_classes", 0):
+    asked = "y" in inspect.signature(network.forward).parameters  # a classifier has classes, and takes none
+    if y is None and asked and getattr(network, "num_classes", 0):
         y = torch.zeros(batch, dtype=torch.int64)
-    x, time = torch.empty(batch, *shape, device="meta"), torch.empty(1, device="meta")
+    dtype = next((weight.dtype for weight in network.parameters() if weight.is_floating_point()), None)
+    x, time = torch.empty(batch, *shape, device="meta", dtype=dtype), torch.empty(1, device="meta")
+    given = (x, time) if y is None else (x, time, y.to("meta"))
     state = {name: tensor.to("meta") for name, tensor in [*network.named_parameters(), *network.named_buffers()]}
     shapes, hooks = {}, []
     for name, module in network.named_modules():
@@ -64,7 +68,7 @@ def summary(model, *, depth=2, y=None, shape=None, batch=1, **inputs):
     try:
         with counter, torch.no_grad():
             inputs = {name: value.to("meta") for name, value in inputs.items()}
-            functional_call(network, state, (x, time, None if y is None else y.to("meta")), inputs)
+            functional_call(network, state, given, inputs)
     finally:
         for hook in hooks:
             hook.remove()

@@ -48,3 +48,13 @@ def test_prints_a_table_of_a_diffusion():
         minidiff.summary(diffusion.network)
     with pytest.raises(ValueError, match="depth must be a whole number of at least 1, got 0"):
         minidiff.summary(diffusion, depth=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_networks_of_another_precision_are_counted_too(dtype):
+    assert summary(create_model("uvit_test").to(dtype)) == summary(create_model("uvit_test"))
+
+
+def test_a_classifier_takes_no_condition():
+    classifier = create_model("classifier_test")
+    assert summary(classifier, shape=(3, 16, 16)).parameters == sum(p.numel() for p in classifier.parameters())

@@ -154,6 +154,16 @@ def test_recorded_maps_are_the_weights_and_change_nothing():
     assert len(maps["blocks.0"]) == 2  # the recording is over
 
 
+def test_maps_are_float32_under_autocast():
+    """Rows of half precision would not sum to one."""
+    model = Two()
+    with torch.autocast("cpu", torch.bfloat16), record_attention(model) as maps:
+        model(torch.randn(3, 50, 8))
+    (weights,) = maps["blocks.0"]
+    assert weights.dtype == torch.float32
+    torch.testing.assert_close(weights.sum(-1), torch.ones(3, 2, 50))
+
+
 def test_an_error_ends_the_recording():
     model = Two()
     with pytest.raises(RuntimeError), record_attention(model):
