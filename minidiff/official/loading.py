@@ -21,7 +21,8 @@ from minidiff.safe_files import read_tensors
 FAMILIES = {
     "diffusers_unet2d": "ddpm", "ddpm_tf": "ddpm", "uvit": "uvit", "dit": "dit", "sit": "sit", "genvit": "genvit",
     "improved_diffusion": "adm", "guided_diffusion": "adm", "glide": "adm", "edm_adm": "edm_adm",
-    "guided_diffusion_classifier": "adm_classifier", "score_sde": "ncsnpp", "edm": "ncsnpp", "hit": "hit",
+    "guided_diffusion_classifier": "adm_classifier", "diffit_latent": "diffit",
+    "score_sde": "ncsnpp", "edm": "ncsnpp", "hit": "hit",
 }  # fmt: skip
 
 
@@ -37,7 +38,8 @@ def load_official(name, path, device=None):
     `path` may be the folder that it was downloaded as.
 
     ddpm_*: google/ddpm-cifar10-32 and google/ddpm-{cat,church,bedroom,celebahq}-256 of the Hugging Face hub.
-    All other names: the files of their repositories. Schedule, prediction, time and the scale of latents
+    All other names: the files of their repositories; EDM's are programs, and official/ncsnpp.py says how to take the
+    weights out. Schedule, prediction, time and the scale of latents
     are those of the training. Reads safetensors, and anything else with weights_only=True. Raises ValueError for a
     truncated file or weights of another architecture.
     """
