@@ -229,10 +229,12 @@ for name, images in strips.items():
     for p in {2, 4} if "emoji" in name else {kinds[name][1]}:
         border, inside = at_borders(images, p)
         print(f"{name:24} borders of {p}: {border:.2f}, inside {inside:.2f}, ratio {border / inside:.2f}")
-plots.lines({n: (torch.arange(1, 16), steps_at(s)) for n, s in strips.items()}, x="place", y="mean step there")
+figure = plots.lines({n: (torch.arange(1, 16), steps_at(s)) for n, s in strips.items()}, x="place", y="mean step")
+figure.axes[0].set(ylim=(0, 0.75), xticks=range(2, 16, 2))
+figure
 
 # %% [markdown]
-# A comb, with its teeth at every second or every fourth place. What is periodic in space is a line in the **spectrum**. Divide each curve by that of real emoji (whose edges are calmer than their middles), subtract the mean, and take the power of the Fourier transform. Patches of side $p$ must show up at $1/p$ cycles per pixel.
+# A comb, with its teeth at every second or every fourth place. What is periodic in space is a line in the **spectrum**. Divide each curve by that of real emoji (whose steps are not quite the same everywhere), subtract the mean, and take the power of the Fourier transform. Patches of side $p$ must show up at $1/p$ cycles per pixel.
 
 # %%
 usual = steps_at(emoji.images())
@@ -339,7 +341,7 @@ for name, (count, work) in official.items():
     assert ours.parameters == count and abs(ours.flops / 2e9 - work) < 0.06
     shape, side = "x".join(map(str, network.shape)), network.head.patch_size
     lines.append(f"| {name} | {shape} | {side} | {network.pos_embed.shape[1]} | {ours.parameters:,} | {count:,} |"
-                 f" {ours.flops / 2e9:.1f} | {work} | {fid[name]} |")
+                 f" {ours.flops / 2e9:.1f} | {work} | {fid[name]:.2f} |")
 Markdown("\n".join(lines))
 
 # %% [markdown]
@@ -347,7 +349,7 @@ Markdown("\n".join(lines))
 #
 # ## The ablation
 #
-# The paper decided each of its choices by an experiment. Ours are on emoji of 16 by 16 pixels: a network of 0.6 million weights, 600 steps of 64 pictures. Judged is the loss on 372 unseen emoji, mean over ten noise levels, with the same noise for all. Where a run was repeated with another seed, the bar is the mean, and the line through it goes from the lower to the higher. The second figure has each run as a multiple of the standard U-ViT, by noise level.
+# The paper decided each of its choices by an experiment. Ours are on emoji of 16 by 16 pixels: a network of 0.6 million weights, 600 steps of 64 pictures. Judged is the loss on 372 unseen emoji, mean over ten noise levels, with the same noise for all. Where a run was repeated with another seed, the bar is the mean, and the line above the figure says how far the two are apart. The second figure has each run as a multiple of the standard U-ViT, by noise level.
 
 # %%
 labels = {"concat": "U-ViT: concatenation", "add": "skips added", "none": "no skips", "time-adaln": "time by adaLN",
@@ -362,12 +364,11 @@ def by_run(records):
 def compare(records):
     losses = by_run(records)
     middle = [values.mean() for values in losses.values()]
-    half = [(values.max() - values.min()) / 2 for values in losses.values()]
-    return plots.bars([labels[run] for run in losses], middle, errors=half, x="held-out loss", best="low")
+    return plots.bars([labels[run] for run in losses], middle, x="held-out loss", best="low")
 
 short = by_run(records)
 seeds = [f"{labels[run]} {(v.max() - v.min()):.4f}" for run, v in short.items() if len(v) > 1]
-print("between seeds:", ", ".join(seeds) or "only one seed was run")
+print("difference of two seeds:", ", ".join(seeds) or "only one seed was run")
 display(compare(records))
 base = records["concat"]["held_out"]
 curves = {labels[run]: (base["times"], [a / b for a, b in zip(records[run]["held_out"]["losses"], base["losses"])])
@@ -377,7 +378,7 @@ plots.lines(curves, x="t", y="loss / loss of U-ViT")
 # %% [markdown]
 # With "time by adaLN" the time is no token. A linear map of it scales and shifts the channels behind each layer norm (notebook 12 is about that). That network has 31 % more weights.
 #
-# Two rows agree with the paper: concatenation beats addition and no skips, and small patches beat large ones (with four times the work, it must be said). And two contradict it flatly. Here adaLN beats the time token. And the network *without* the last convolution is the best of all, by a margin. The paper recommends this convolution after the head. (Its two largest models, among them the one with FID 2.29, do without.)
+# Two findings agree with the paper: concatenation beats addition and no skips, and small patches beat large ones (with four times the work, it must be said). Two contradict it flatly. Here adaLN beats the time token. And the network *without* the last convolution is the best of all, by a margin. The paper recommends this convolution after the head. (Its two largest models, among them the one with FID 2.29, do without.)
 #
 # ## Finding the cause
 #
@@ -436,16 +437,16 @@ rows = [f"convolution: {start}" for start in pictures]
 plots.filmstrip([torch.stack([i[k] for i in pictures.values()]) for k in range(min(some, 9))], rows=rows, scale=5)
 
 # %% [markdown]
-# The suspicion holds. From the identity, the convolution costs nothing; the whole handicap was its start, and it was largest at small and middle $t$, where the answer is mostly noise. In 500,000 steps, as in the paper, a bad start is forgotten. In 600 it decides the ranking. The samples show it too: the grain inside the patches of the first row is noise that the network failed to take away. The steps at the borders are about as high in all three. At this length the convolution hardly mends the patch effect. In the first row the ratio is lower because the inside is worse.
+# The suspicion holds. From the identity, the convolution costs nothing; the whole handicap was its start, and it was largest at small and middle $t$, where the answer is mostly noise. (One seed each, but the gap is ten times what the other two differ by.) In 500,000 steps, as in the paper, a bad start is forgotten. In 600 it decides the ranking. The samples show it too: the grain inside the patches of the first row is noise that the network failed to take away. The steps at the borders are about as high in all three. At this length the convolution hardly mends the patch effect. In the first row the ratio is lower because the inside is worse.
 #
 # The time is harder to explain. A token must first be found: at the start attention is nearly uniform, and of 66 tokens one is the time. AdaLN hands the time to every block, and has more weights. If this is the reason, the token should catch up in a longer training. So should the standard U-ViT against "no convolution". Some runs were repeated for 3,000 steps.
 
 # %%
 try:
     longer = recorded("uvit", "cpu-long")
-except FileNotFoundError as missing:
-    print(missing)
+except FileNotFoundError:
     longer = {}
+    print("not recorded here: python tools/ablation.py uvit --tier cpu-long")
 long = by_run(longer)
 lines = ["| | 600 steps | / U-ViT | 3,000 steps | / U-ViT |", "|" + "---|" * 5]
 for name in [run for run in short if run in long]:
@@ -495,7 +496,9 @@ for t in (0.1, 0.3, 0.5, 0.7, 0.9):
 blocks = torch.arange(1, len(shares[0.1]) + 1)
 curves = {f"{name}, t = {t}": (blocks, [share[k] for share in shares[t]])
           for k, name in enumerate(("label", "time")) for t in (0.1, 0.9)}
-plots.lines(curves, x="block", y="share of attention")
+figure = plots.lines(curves, x="block", y="share of attention")
+figure.axes[0].set_xticks(blocks)
+figure
 
 # %% [markdown]
 # The time is asked in the first block, most of all when there is much noise, and then no more: what it said is in the patches by then. The label is asked in the last block, and only where the noise hides the picture. Nobody designed this division of labour. The other blocks leave the two tokens alone.
