@@ -241,14 +241,19 @@ def stage_sizes(img_size, widths, depths, num_heads, block_sizes, *, attn_type, 
 
 
 def init_weights(network):
-    """As the official code: N(0, 0.02^2) cut at two deviations for maps and positions, biases zero."""
+    """As the official code: small numbers in linear maps and positions, biases zero."""
     for layer in network.modules():
-        if isinstance(layer, (nn.Linear, nn.Conv2d, nn.Embedding)):
-            nn.init.trunc_normal_(layer.weight, std=0.02, a=-0.04, b=0.04)
-        if isinstance(layer, (nn.Linear, nn.Conv2d)) and layer.bias is not None:
-            nn.init.zeros_(layer.bias)
-        if isinstance(layer, (Stage, LatentTokens)):
-            nn.init.trunc_normal_(layer.positions, std=0.02, a=-0.04, b=0.04)
+        if isinstance(layer, nn.Linear):
+            cut_normal(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, (Stage, LatentTokens)):
+            cut_normal(layer.positions)
+
+
+def cut_normal(weight):
+    """Fill with N(0, 0.02^2), cut at two deviations."""
+    nn.init.trunc_normal_(weight, std=0.02, a=-0.04, b=0.04)
 
 
 SIZES = {

@@ -10,7 +10,8 @@ What is decided here:
   them; encoder and decoder both ask. A picture without text has one learned token, `null_text`;
 - layer norm in place of batch norm, whose statistics would mix noise levels;
 - blocks at all resolutions, so that no stage is without attention; the only convolution, 3x3, makes the first tokens;
-- every stage of the decoder adds to the picture, as the last ones of the generator do; these layers start at zero;
+- every stage of the decoder adds to the picture, as the last ones of the generator do; these layers start at zero, all
+  others as DiT's (Xavier), since with the generator's small numbers time and label are hardly heard at first;
 - `hit_cifar10` has the first three stages of the published generators, those of 8, 16 and 32 pixels.
 """
 
@@ -87,6 +88,9 @@ class HiT(nn.Module):
             self.encoder.append(down)
             self.decoder.append(up)
         init_weights(self)
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
         for stage in self.decoder:
             nn.init.zeros_(stage["rgb"][1].weight)
 
