@@ -25,6 +25,7 @@ from minidiff.backbones.adm_blocks import (
     TimeEmbedding,
     Upsample,
     check_sides,
+    fast_layout,
     group_norm,
     levels_of,
     zeroed,
@@ -100,13 +101,13 @@ class ADM(nn.Module):
         emb, text = self.embed(time, y, x.dtype)
         if self.super_resolution:
             x = torch.cat([x, F.interpolate(low_res, x.shape[2:], mode="bilinear")], dim=1)
-        h, kept = self.encoder(x, emb, text, checkpoint=self.checkpoint)
+        h, kept = self.encoder(fast_layout(x), emb, text, checkpoint=self.checkpoint)
         for stage in self.up:
             for block in stage["blocks"]:
                 h = run(block, torch.cat([h, kept.pop()], dim=1), emb, text, checkpoint=self.checkpoint)
             if "resample" in stage:
                 h = run(stage["resample"], h, emb, checkpoint=self.checkpoint)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return self.conv_out(F.silu(self.norm_out(h))).contiguous()
 
     def embed(self, time, y, dtype):
         """What every block is told: SiLU of time + label or pooled text (B or 1, emb); and the Text, or None."""
