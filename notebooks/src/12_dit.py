@@ -274,7 +274,7 @@ def rms(x, *dims):
 recipe = dict(batch_size=64 if run.tier != "smoke" else 8, lr=1e-3, warmup=100, ema=0.995, p_uncond=0.1,
               progress=False, device=run.device)
 one_step = new_dit()
-steps = budget("each of two networks", smoke=4, cpu=500, gpu=4000,
+steps = budget("each of two networks", smoke=4, cpu=400, gpu=4000,
                per_step=lambda: minidiff.training.train(one_step, data, **recipe | {"steps": 1}))
 
 # %% [markdown]
@@ -507,7 +507,7 @@ small = {name: (records[key]["model"]["parameters"], records[key]["model"]["flop
 draw_scaling(counted, small)
 
 # %% [markdown]
-# On the left all twelve fall along one band, whichever way they got their work. On the right, the network with patches of 4 has as many weights as the large one and a quarter of its work, and its loss is the worst of the four. Half the width and half the depth both halve the work, roughly, and cost about as much.
+# On the left all twelve fall along one band, whichever way they got their work. On the right, the network with patches of 4 has as many weights as the large one and a quarter of its work, and its loss is the worst of the four. Two thirds of the width, or half of the depth, leave half of the work, and cost about as much.
 #
 # ## Learned sigma, in short
 #
@@ -607,7 +607,7 @@ from minidiff.course.attention import explore_attention
 explore_attention(trained, smiley, torch.tensor([7]), times=[0.1, 0.3, 0.5, 0.7, 0.9])
 
 # %% [markdown]
-# Try the smallest and the largest time. With little noise many heads look nearby; with much they average over wide areas, because no single patch can be trusted. In a network this young some heads have not found a task yet.
+# Try the smallest and the largest time. Does a patch look farther when there is more noise? Is there a head that looks at the object and leaves the background out?
 #
 # ## What the paper found, what you measured
 
