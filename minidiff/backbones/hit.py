@@ -169,7 +169,8 @@ class HiTGenerator(nn.Module):
     Of each stage, coarsest first, the size doubles between them: widths, depths (blocks), num_heads, and block_sizes,
     None for stages of MLPs only, the last ones; from the first of those on the picture is summed up.
     norm: "batch", with running statistics in eval mode, as published, or "layer". attn_type: "multi_query" (all heads
-    share a key and a value) or "multi_head". `network.checkpoint = True` spares memory in training, see layers.run.
+    share a key and a value) or "multi_head". `network.checkpoint = True` spares memory in training, see layers.run;
+    a batch norm then counts each batch twice.
     Raises ValueError for an unknown choice and for sizes that do not fit together.
     """
 
