@@ -60,12 +60,16 @@ ablations: $(VENV)/.test
 	$(BIN)/python tools/ablation.py uvit --tier cpu
 	$(BIN)/python tools/ablation.py iuvit --tier cpu
 	$(BIN)/python tools/ablation.py dit --tier cpu
+	$(BIN)/python tools/ablation.py diffit --tier cpu
+	$(BIN)/python tools/ablation.py ascend --tier cpu
 
 # The same at 32 pixels, which needs a GPU; they are not recorded yet.
 ablations-gpu: $(VENV)/.test
 	$(BIN)/python tools/ablation.py uvit --tier gpu
 	$(BIN)/python tools/ablation.py iuvit --tier gpu
 	$(BIN)/python tools/ablation.py dit --tier gpu
+	$(BIN)/python tools/ablation.py diffit --tier gpu
+	$(BIN)/python tools/ablation.py ascend --tier gpu
 
 clean:
 	rm -rf build .pytest_cache .ruff_cache
