@@ -378,7 +378,7 @@ plots.lines(curves, x="t", y="loss / loss of U-ViT")
 # %% [markdown]
 # With "time by adaLN" the time is no token. A linear map of it scales and shifts the channels behind each layer norm (notebook 12 is about that). That network has 31 % more weights.
 #
-# Two findings agree with the paper: concatenation beats addition and no skips, and small patches beat large ones (with four times the work, it must be said). Two contradict it flatly. Here adaLN beats the time token. And the network *without* the last convolution is the best of all, by a margin. The paper recommends this convolution after the head. (Its two largest models, among them the one with FID 2.29, do without.)
+# First the measure of luck. A second run of the standard U-ViT, with another seed, came out at 0.336 in place of 0.310. So the order of concatenation, addition, no skips and patch 4, which in the first runs is the paper's, is not decided here: these gaps are no larger than that. (Patch 4 also does a quarter of the work.) Two results are beyond luck, and contradict the paper flatly. Here adaLN beats the time token. And the network *without* the last convolution is the best of all, by a margin. The paper recommends this convolution after the head. (Its two largest models, among them the one with FID 2.29, do without.)
 #
 # ## Finding the cause
 #
@@ -437,7 +437,7 @@ rows = [f"convolution: {start}" for start in pictures]
 plots.filmstrip([torch.stack([i[k] for i in pictures.values()]) for k in range(min(some, 9))], rows=rows, scale=5)
 
 # %% [markdown]
-# The suspicion holds. From the identity, the convolution costs nothing; the whole handicap was its start, and it was largest at small and middle $t$, where the answer is mostly noise. (One seed each, but the gap is ten times what the other two differ by.) In 500,000 steps, as in the paper, a bad start is forgotten. In 600 it decides the ranking. The samples show it too: the grain inside the patches of the first row is noise that the network failed to take away. The steps at the borders are about as high in all three. At this length the convolution hardly mends the patch effect. In the first row the ratio is lower because the inside is worse.
+# The suspicion holds. From the identity, the convolution costs nothing; the whole handicap was its start, and it was largest at small and middle $t$, where the answer is mostly noise. (One seed each. But start the convolution at random with another seed, and you draw another handicap. That may be why the two runs of the standard U-ViT were so far apart.) In 500,000 steps, as in the paper, a bad start is forgotten. In 600 it decides the ranking. The samples show it too: the grain inside the patches of the first row is noise that the network failed to take away. The steps at the borders are about as high in all three. At this length the convolution hardly mends the patch effect. In the first row the ratio is lower because the inside is worse.
 #
 # The time is harder to explain. A token must first be found: at the start attention is nearly uniform, and of 66 tokens one is the time. AdaLN hands the time to every block, and has more weights. If this is the reason, the token should catch up in a longer training. So should the standard U-ViT against "no convolution". Some runs were repeated for 3,000 steps.
 
