@@ -198,9 +198,11 @@ def test_super_resolution_sees_the_small_image_enlarged():
         plain = network_of(in_channels=6)
         plain.load_state_dict(network.state_dict())
         torch.testing.assert_close(plain(torch.cat([x, large], dim=1), time), network(x, time, low_res=small))
-    with pytest.raises(ValueError, match="super_resolution=True, and low_res was not given"):
+    with pytest.raises(ValueError, match="super_resolution=True, and got low_res=None"):
         network(x, time)
-    with pytest.raises(ValueError, match="super_resolution=False, and low_res was given"):
+    with pytest.raises(ValueError, match=r"low_res=\(3, 1, 4, 4\): upsamplers take \(3, 3, h, w\)"):
+        network(x, time, low_res=small[:, :1])
+    with pytest.raises(ValueError, match=r"super_resolution=False, and got low_res=\(3, 3, 4, 4\)"):
         network_of()(x, time, low_res=small)
     model = Diffusion(network, schedules.linear(1000), shape=(3, 8, 8))
     assert model.loss(x.clamp(-1, 1), low_res=small).shape == (3,)

@@ -93,18 +93,13 @@ class ADM(nn.Module):
 
     def forward(self, x, time, y=None, low_res=None):
         check_sides(x, self.shape[0], len(self.up))
-        if (low_res is None) == self.super_resolution:
-            raise ValueError(
-                f"this network has super_resolution={self.super_resolution}, and low_res was"
-                f" {'not ' if self.super_resolution else ''}given: pass it to upsamplers, as a batch of small images"
-            )
         emb, text = self.embed(time, y, x.dtype)
-        if self.super_resolution:
-            x = torch.cat([x, F.interpolate(low_res, x.shape[2:], mode="bilinear")], dim=1)
+        if self.super_resolution or low_res is not None:
+            x = self.beside(x, low_res)
         h, kept = self.encoder(fast_layout(x), emb, text, checkpoint=self.checkpoint)
         for stage in self.up:
             for block in stage["blocks"]:
-                h = run(block, torch.cat([h, kept.pop()], dim=1), emb, text, checkpoint=self.checkpoint)
+                h = run(block, h, emb, text, kept.pop(), checkpoint=self.checkpoint)
             if "resample" in stage:
                 h = run(stage["resample"], h, emb, checkpoint=self.checkpoint)
         return self.conv_out(F.silu(self.norm_out(h))).contiguous()
@@ -119,6 +114,16 @@ class ADM(nn.Module):
             if text.pooled is not None:
                 emb = emb + self.pooled_embed(text.pooled.to(dtype))
         return F.silu(emb), text
+
+    def beside(self, x, low_res):
+        """x (B, C, H, W) and the small images, enlarged: (B, 2 C, H, W)."""
+        if not self.super_resolution or low_res is None or low_res.shape[:2] != x.shape[:2]:
+            got = None if low_res is None else tuple(low_res.shape)
+            raise ValueError(
+                f"this network has super_resolution={self.super_resolution}, and got low_res={got}: upsamplers take"
+                f" ({len(x)}, {x.shape[1]}, h, w), others None"
+            )
+        return torch.cat([x, F.interpolate(low_res, x.shape[2:], mode="bilinear")], dim=1)
 
     def null(self, y):
         """The condition of the shape of y that means 'none': the null label, or a text of no token; bare ones become 0.

@@ -19,6 +19,7 @@ ORDERS = {
 class Block(nn.Module):
     """A residual block: x (B, c_in, H, W), emb -> (B, c_out, H, W), followed by attention if it attends.
 
+    On the way up x is joined with `skip`, the map that the way down kept, and both together have c_in channels.
     resample: "up" or "down" doubles or halves H and W between the first norm and the first convolution.
     """
 
@@ -39,7 +40,9 @@ class Block(nn.Module):
         heads = heads_of(c_out, num_heads, num_head_channels)
         self.attention = Attention(c_out, heads, qkv_order, group_width, text_dim) if attends else None
 
-    def forward(self, x, emb, text=None):
+    def forward(self, x, emb, text=None, skip=None):
+        if skip is not None:
+            x = torch.cat([x, skip], dim=1)  # here, so that `run` need not keep it
         h = self.conv1(self.resample(F.silu(self.norm1(x))))
         emb = self.emb(emb)[:, :, None, None]
         if self.scale_shift_norm:
