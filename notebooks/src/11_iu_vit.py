@@ -58,7 +58,7 @@ assert moved["attention"] < 1e-5 and moved["MLP"] < 1e-5 < 0.01 < moved["DWConv-
 #
 # $$\text{DW}(h)_{c,i,j} = b_c + \sum_{a=-1}^{1}\sum_{b=-1}^{1} w_{c,a,b}\; h_{c,\,i+a,\,j+b}\,,$$
 #
-# with zeros outside. The full order is linear, GELU, LayerNorm, DW, GELU, LayerNorm, linear. The time token has no place on the grid and passes by. Build it, with the weights `p` of the layer above.
+# with zeros outside. The full order is linear, GELU, LayerNorm, DW, GELU, LayerNorm, linear. The time token has no place on the grid and passes by. Build it, with the weights `p` of the layer above. And count: a kernel has 9 weights and a bias for each of the $4d$ channels, 40 $d$ in all, beside the $8d^2$ of the two linear maps. At $d = 512$ that is one per cent more.
 
 # %%
 def norm(x):  # LayerNorm without scale and shift
@@ -77,11 +77,6 @@ ffn = layers["DWConv-FFN"]
 with torch.no_grad():
     assert torch.allclose(dwconv_ffn(x, ffn), ffn(x), atol=1e-5)
 print("DWConv-FFN: equal")
-
-# %% [markdown]
-# What does it cost? A kernel has 9 weights and a bias for each of the $4d$ channels, 40 $d$ in all. The two linear maps have $8d^2$. At $d = 512$ that is one per cent more.
-
-# %%
 for width in (96, 512, 1536):
     with torch.device("meta"):
         plain, local = (sum(p.numel() for p in m.parameters())
@@ -135,7 +130,7 @@ for name, (head, _) in heads.items():
     maps[name] = matrix.square().sum(1).view(3, 16, 16).sum(0)
     print(f"{name:15} {rank} of {dim} directions of a token reach the picture, {(maps[name] > 0).sum()} pixels move")
     assert rank == {"linear first": 12, "rearrange first": 48}[name]
-plots.grid(torch.stack([1 - 2 * (m / m.max()).sqrt() for m in maps.values()])[:, None], titles=list(maps), scale=8)
+plots.grid(torch.stack([0.85 - 1.85 * (m / m.max()).sqrt() for m in maps.values()])[:, None], titles=list(maps), scale=8)
 
 # %% [markdown]
 # The token's own patch is the dark square, the rim belongs to its neighbours. Both heads touch the same pixels. But linear first has 12 things to say about them, rearrange first 48: the rim can be told something of its own. This is what the paper means by information lost.
@@ -235,7 +230,7 @@ rows = [f"| {name} | {cell(mean(short, key), mean(short, 'mlp-linear'))} "
 Markdown("\n".join(["| held-out loss (as a share of U-ViT's) | 600 steps | 3,000 steps |", "|---|---|---|", *rows]))
 
 # %% [markdown]
-# Where in the noise is the difference? The curves are the loss at each level, divided by U-ViT's.
+# Where in the noise is the difference? The curves are the loss at each level, divided by U-ViT's. Below are samples, one row a network, all from the same noise and labels. Loss and distance need not rank the networks alike: the loss counts every noise level, and at small $t$ the finest details; the distance judges only what comes out.
 
 # %%
 def by_level(records, title):
@@ -246,23 +241,14 @@ def by_level(records, title):
               for key, name in kinds.items() if key in records}
     display(plots.lines(curves, x="t", y="loss / loss of U-ViT", title=title))
 
-by_level(short, "600 steps")
-by_level(long, "3,000 steps")
 for tier, records in {"600 steps": short, "3,000 steps": long}.items():
-    for key in [key for key in kinds if key in records]:
-        frechet = records[key]["distances"]["frechet"]["value"]
-        print(f"{tier:12} {kinds[key]:18} Fréchet distance of 512 samples {frechet:5.2f}")
-
-# %% [markdown]
-# Loss and distance need not rank the networks alike. The loss counts every noise level, and at small $t$ the finest details; the distance judges only what comes out. Now the samples, one row a network, all from the same noise and labels.
-
-# %%
-for tier, records in {"600 steps": short, "3,000 steps": long}.items():
-    rows = {name: records[key]["samples"] for key, name in kinds.items() if key in records}
-    if rows:
-        print(tier)
-        columns = [torch.stack([images[k] for images in rows.values()]) for k in range(8)]
-        display(plots.filmstrip(columns, rows=list(rows), scale=5))
+    by_level(records, tier)
+    present = {name: records[key] for key, name in kinds.items() if key in records}
+    for name, record in present.items():
+        print(f"{tier}, {name}: Fréchet distance of 512 samples {record['distances']['frechet']['value']:.2f}")
+    if present:
+        columns = [torch.stack([record["samples"][k] for record in present.values()]) for k in range(8)]
+        display(plots.filmstrip(columns, rows=list(present), scale=5))
 
 # %% [markdown]
 # Would equal operations or equal time change the verdict? Then the cheaper network could make more steps. How much would that bring it? Training losses fall about linearly in the logarithm of the number of steps, over a stretch. So fit a line to the recorded curve of U-ViT, and read off what a few per cent more steps are worth.
@@ -307,7 +293,7 @@ def make(key, identity=False):
 plans = {"U-ViT": ("mlp-linear", False), "U-ViT, identity start": ("mlp-linear", True),
          "+ rearrange first": ("mlp-rearrange", False), "both: IU-ViT": ("dwconv-rearrange", False)}
 fresh = {name: make(*plan).eval() for name, plan in plans.items()}
-each = budget("each of four networks", smoke=2, cpu=250, gpu=3000, seconds_per_step=0.14)
+each = budget("each of four networks", smoke=2, cpu=200, gpu=3000, seconds_per_step=0.14)
 recipe = dict(steps=each, batch_size=32 if run.tier != "smoke" else 4, lr=1e-3, warmup=50, ema=0.99, progress=False)
 trained = {}
 for name, plan in plans.items():
@@ -316,7 +302,7 @@ for name, plan in plans.items():
     print(f"{name:22} {history}")
 
 # %% [markdown]
-# The judge is the same as for the recorded runs: ten noise levels of unseen emoji, with the same noise for all. (The trainings are shorter and without labels, so compare only within this section.)
+# The judge is the same as for the recorded runs: ten noise levels of unseen emoji, with the same noise for all. (These trainings are shorter and without labels: compare only within this section.)
 
 # %%
 levels = [(i + 0.5) / 10 for i in range(10)]
@@ -335,9 +321,9 @@ print(f"the identity start alone closes {start_alone:.0%} of the gap from U-ViT 
 plots.bars(list(judged), [losses.mean().item() for losses in judged.values()], x="held-out loss", best="low")
 
 # %% [markdown]
-# In our runs the start alone closed most of the gap. So a large part of what rearrange first wins in a *short* training is that gradient descent no longer has to get through three random channels. What is left above the identity start is the part that the argument about information explains. The paper trains for 500,000 steps, where a bad start is forgotten; its gain cannot be explained so. Ours mostly can. The 3,000-step column above lies in between.
+# In our runs the start alone closed most of the gap. So a large part of what rearrange first wins in a *short* training is that gradient descent no longer has to get through three random channels. What is left above the identity start is for the argument about information. The paper trains for 500,000 steps, where a bad start is forgotten; its gain cannot be explained so. Ours mostly can.
 #
-# This is a general trap. An ablation compares *trained networks*. A change to the architecture nearly always changes the start, the scale of gradients and the best learning rate as well.
+# This is a general trap. A change to the architecture nearly always changes the start, the scale of gradients and the best learning rate as well.
 #
 # ## How far does each part see?
 #
@@ -353,8 +339,8 @@ def influence(f, x, row, column):
     return total / total.sum()
 
 def shades(maps):
-    """Grey pictures on a logarithmic scale: black the largest influence, white a 10,000th of it."""
-    return torch.stack([1 - 2 * (1 + (m / m.max()).log10() / 4).clamp(min=0) for m in maps])[:, None].cpu()
+    """Grey pictures on a logarithmic scale: black the largest influence, pale a 100,000th of it."""
+    return torch.stack([0.85 - 1.85 * (1 + (m / m.max()).log10() / 5).clamp(min=0) for m in maps])[:, None].cpu()
 
 # %% [markdown]
 # Now the layers, each alone.
@@ -382,7 +368,7 @@ plots.grid(shades(seen.values()), titles=list(seen), scale=8)
 # %% [markdown]
 # The output pixel asked is at row 9, column 8, in the lower left corner of its patch. The MLP sees its own patch. Attention sees everything, faintly and evenly: it cannot tell near from far. DWConv-FFN sees 3 by 3 patches. The heads see the patches that their 3 by 3 pixels touch, here four.
 #
-# These were single layers. A whole network has five blocks and a head, so all of them *could* see everything. What do they use? Take the four that you trained, at three noise levels, on unseen emoji.
+# These were single layers. A whole network has five blocks and a head, so all of them *could* see everything. What do they use? Take the four that you trained, on unseen emoji, and ask for the predicted clean pixel. The curves show the share of the influence that comes from beyond the asking patch and its eight neighbours.
 
 # %%
 def spoiled(model, t, num=8):
@@ -397,12 +383,8 @@ def sight(model, t):
 pictured = (0.1, 0.5, 0.9)
 columns = {"U-ViT, untrained": fresh["U-ViT"], "IU-ViT, untrained": fresh["both: IU-ViT"], **trained}
 rows = [shades([sight(model, t) for t in pictured]) for model in columns.values()]
-plots.filmstrip(torch.stack(rows, dim=1), [f"t = {t}" for t in pictured], rows=list(columns), scale=5)
+display(plots.filmstrip(torch.stack(rows, dim=1), [f"t = {t}" for t in pictured], rows=list(columns), scale=5))
 
-# %% [markdown]
-# Put a number on it: the share of the influence that comes from beyond the asking patch and its eight neighbours. (Of $x_0$, not of the network's output, and with the part of $x_t$ that the formula for $x_0$ adds.)
-
-# %%
 def beyond(m, row=9, column=8, p=2):
     """The share from farther than the 3 x 3 patches around the asking one."""
     i, j = (torch.arange(len(m)) // p - k // p for k in (row, column))
@@ -430,11 +412,11 @@ for name, model in tables.items():
 plots.grid(torch.stack([-likeness(model) for model in tables.values()]), titles=list(tables), scale=14)
 
 # %% [markdown]
-# Dark is similar. The table begins as noise, and a map of the neighbourhood has to emerge from it. After so few steps it is a beginning at most. The convolution knew it all along.
+# Dark is similar. The table begins as noise, and a map of the neighbourhood has to emerge from it. After so few steps it is a beginning at most.
 #
 # ## Large patches
 #
-# The paper shows strong patch artefacts in its church pictures of 256 pixels, whose patches are 16 wide. Here the recorded runs with patches of 4 (16 tokens instead of 64) must show the same on a small scale. The measure is that of notebook 10: the mean absolute step between neighbouring pixels at the borders of patches, divided by that inside. Since edges of emoji are not everywhere alike, divide once more by the same ratio of real emoji. Then 1 means no blocks.
+# The paper shows strong patch artefacts in its church pictures of 256 pixels, whose patches are 16 wide. Here the recorded runs with patches of 4 (16 tokens instead of 64) must show the same on a small scale. The measure is that of notebook 10: the mean absolute step between neighbouring pixels at the borders of patches, divided by that inside. Since edges of emoji are not everywhere alike, divide once more by the same ratio of real emoji. Then 1 means no blocks, and the range of real sets tells how much chance there is in 32 pictures. The samples below the table have patches of 4.
 
 # %%
 def blockiness(images, p):
@@ -444,9 +426,8 @@ def blockiness(images, p):
     border = torch.arange(1, len(steps) + 1) % p == 0
     return (steps[border].mean() / steps[~border].mean()).item()
 
-ramp = torch.arange(16.0).expand(1, 3, 16, 16)
-stairs = (ramp / 4).floor()
-assert abs(blockiness(ramp, 4) - 1) < 1e-6 and blockiness(stairs + stairs.transpose(2, 3) + 0.01 * ramp, 4) > 50
+ramp = torch.arange(16.0) + torch.arange(16.0)[:, None]
+assert abs(blockiness(ramp.expand(1, 3, 16, 16), 4) - 1) < 1e-6  # no blocks
 usual = {p: blockiness(emoji.images(), p) for p in (2, 4)}
 lines = ["| relative blockiness of 32 samples | patch 2 | patch 4 | patch 4, loss |", "|---|---|---|---|"]
 ratio = {}
@@ -456,12 +437,7 @@ for key, name in kinds.items():
     lines.append(f"| {name} | {' | '.join(ratio[key])} | {cell(mean(short, f'{key}-patch-4'), None)} |")
 real = [blockiness(unseen.images()[k : k + 32], 4) / usual[4] for k in range(0, 352, 32)]
 print(f"sets of 32 real, unseen emoji, patch 4: {min(real):.2f} to {max(real):.2f}")
-Markdown("\n".join(lines))
-
-# %% [markdown]
-# The range of the real sets tells how much chance there is in 32 pictures. Look at the samples themselves, too: patches of 4 above, real emoji below.
-
-# %%
+display(Markdown("\n".join(lines)))
 rows = {name: short[f"{key}-patch-4"]["samples"] for key, name in kinds.items() if f"{key}-patch-4" in short}
 rows["unseen emoji"] = unseen.images()[100:132]
 plots.filmstrip([torch.stack([s[k] for s in rows.values()]) for k in range(8)], rows=list(rows), scale=5)
@@ -517,19 +493,17 @@ for kind in asked:
         asked[kind].append(sum(to_text) / len(to_text))
 curves = {name: (lengths, values) for name, values in asked.items()}
 curves["L / (L + 65)"] = (lengths, [length / (length + 65) for length in lengths])
-plots.lines(curves, x="words in the text, L", y="weight that goes to the text", log="x")
+display(plots.lines(curves, x="words in the text, L", y="weight that goes to the text", log="x"))
 
-# %% [markdown]
-# A short prompt has a faint voice in the joint kind, until training has made it louder. That may be why it optimised worse, but this is our reading: nothing was trained here. What separate layers cost is easy to count.
-
-# %%
-for kind in ("cross", "joint"):
+for kind in asked:
     with torch.device("meta"):
         network = minidiff.create_model("iuvit_t2i_64", text_attention=kind)
     whole = minidiff.summary(network, y=torch.empty(1, 256, 1024))
-    print(f"{kind}: {whole.parameters / 1e6:.0f} M weights, {whole.flops / 1e9:.0f} GFLOP with 256 words")
+    print(f"{kind}: {whole.parameters / 1e6:.0f} M weights, {whole.flops / 1e9:.0f} GFLOP at full size, 256 words")
 
 # %% [markdown]
+# A short prompt has a faint voice in the joint kind, until training has made it louder. That may be why it optimised worse, but this is our reading: nothing was trained here. The separate layers have their price in weights and work.
+#
 # ## What the paper leaves open
 #
 # A paper without code is a drawing. These are choices of the package, listed in `minidiff/backbones/iuvit.py` as well:

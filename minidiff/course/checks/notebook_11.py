@@ -66,7 +66,7 @@ def check_dwconv_by_shifts(dwconv_by_shifts):
 
 @exercise("at the start s is the share by number; training moves it by the logarithm of a ratio of sums.")
 def check_text_share(text_share):
-    for scale in (1.0, 30.0):
+    for scale in (1.0, 6.0):
         q, k_text, k_image = (scale**0.5 * torch.randn(2, 3, n, 16) for n in (8, 5, 8))
 
         def scores(k, d=16, q=q):
