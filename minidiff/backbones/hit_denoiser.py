@@ -131,7 +131,7 @@ class HiT(nn.Module):
 
 SIZES = {
     "cifar10": dict(),
-    "tiny": dict(img_size=16, widths=(96, 64), depths=(1, 1), num_heads=(4, 4), block_sizes=(4, 4), emb_dim=128),
+    "tiny": dict(img_size=16, widths=(96, 48), depths=(1, 1), num_heads=(4, 4), block_sizes=(4, 4), emb_dim=128),
     "test": dict(img_size=8, widths=(16, 8), depths=(1, 1), num_heads=(2, 2), block_sizes=(2, 4), emb_dim=16),
 }
 
