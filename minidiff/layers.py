@@ -212,6 +212,19 @@ def check_images(x, shape, time=None, y=None):
         raise ValueError(f"labels must be ({len(x)},), one for each image; got {tuple(y.shape)}")
 
 
+def check_halving(x, channels, divisor, time=None, y=None):
+    """Raise ValueError unless images x have so many channels, and sides that halve evenly down to 1 / divisor.
+
+    time and y are checked as in `check_images`.
+    """
+    if x.shape[1] != channels or x.shape[2] % divisor or x.shape[3] % divisor:
+        raise ValueError(
+            f"images must have {channels} channels and sides divisible by {divisor}, got {tuple(x.shape)};"
+            " pad or resize them, or use fewer levels"
+        )
+    check_images(x, x.shape[1:], time, y)
+
+
 def check_sides(height, width, divisor, why):
     """Raise ValueError, with sides that would do, unless both are divisible by `divisor`; `why` says what that is."""
     if height % divisor or width % divisor:

@@ -142,5 +142,7 @@ def test_pictures_and_texts_that_do_not_fit_are_refused():
     network, (x, time) = network_of(text_dim=6), inputs()
     with pytest.raises(ValueError, match=r"\(3, 8, 8\)"):
         network(x[:, :, :7], time, text())
+    with pytest.raises(ValueError, match=r"time must be \(2,\)"):
+        network(x, time.repeat(2), text())
     with pytest.raises(ValueError, match="text is missing"):
         network(x, time)

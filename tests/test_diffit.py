@@ -67,8 +67,10 @@ def test_other_sizes_work_where_windows_tile_them_and_are_named_where_not():
         network(torch.randn(1, 3, 12, 9), torch.zeros(1))
     with pytest.raises(ValueError, match="nearest that are: 32 x 32 and 48 x 48"):
         create_model("diffit_cifar10", img_size=40)
-    with pytest.raises(ValueError, match="3 channels"):
+    with pytest.raises(ValueError, match=r"must be \(3, 8, 8\), got \(4, 8, 8\)"):
         network(torch.randn(1, 4, 8, 8), torch.zeros(1))
+    with pytest.raises(ValueError, match=r"time must be \(1,\)"):  # else its four windows would be four pictures
+        network(torch.randn(1, 3, 8, 8), torch.zeros(4))
 
 
 def test_what_does_not_fit_is_refused():

@@ -119,10 +119,12 @@ def test_what_does_not_fit_is_refused():
     network, (x, time, low_res) = network_of(), inputs()
     with pytest.raises(ValueError, match="divisible by 4"):
         network(x[:, :, :6], time, low_res=low_res)
-    with pytest.raises(ValueError, match=r"pass low_res, the small images, as \(2, 3, h, w\); got None"):
+    with pytest.raises(ValueError, match=r"pass low_res, the small images, as \(2, 3\) \+ \(h, w\); got None"):
         network(x, time)
     with pytest.raises(ValueError, match=r"got \(1, 3, 4, 4\)"):
         network(x, time, low_res=low_res[:1])
+    with pytest.raises(ValueError, match=r"time must be \(2,\)"):
+        network(x, time.repeat(2), low_res=low_res)
     for overrides, says in (({"attention": "none"}, "unknown attention 'none'"), ({"num_blocks": (1,)}, "2 numbers"),
                             ({"num_classes": 2, "text_dim": 6}, "choose labels"), ({"pooled_dim": 4}, "belongs to"),
                             ({"num_heads": 3}, "num_heads=3")):

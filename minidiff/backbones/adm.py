@@ -24,14 +24,13 @@ from minidiff.backbones.adm_blocks import (
     OneHot,
     TimeEmbedding,
     Upsample,
-    check_sides,
     fast_layout,
     group_norm,
     levels_of,
     zeroed,
 )
 from minidiff.backbones.registry import register_model
-from minidiff.layers import LabelEmbedding, as_text, no_text, null_labels, run
+from minidiff.layers import LabelEmbedding, as_text, check_halving, no_text, null_labels, run
 
 
 class ADM(nn.Module):
@@ -92,7 +91,7 @@ class ADM(nn.Module):
         self.conv_out = zeroed(nn.Conv2d(c, out_channels, 3, padding=1))
 
     def forward(self, x, time, y=None, low_res=None):
-        check_sides(x, self.shape[0], len(self.up))
+        check_halving(x, self.shape[0], 2 ** (len(self.up) - 1), time, y)
         emb, text = self.embed(time, y, x.dtype)
         if self.super_resolution or low_res is not None:
             x = self.beside(x, low_res)

@@ -150,16 +150,6 @@ def levels_of(image_size, model_channels, channel_mult, attn_resolutions):
     ]
 
 
-def check_sides(x, channels, levels):
-    """Raise ValueError unless images x have so many channels, and sides that halve evenly between so many levels."""
-    divisor = 2 ** (levels - 1)
-    if x.shape[1] != channels or x.shape[2] % divisor or x.shape[3] % divisor:
-        raise ValueError(
-            f"images must have {channels} channels and sides divisible by {divisor}, got {tuple(x.shape)};"
-            " pad or resize them, or use fewer levels"
-        )
-
-
 def heads_of(c, num_heads, num_head_channels):
     """How many heads share c channels: num_heads, unless their width is given."""
     return c // num_head_channels if num_head_channels else num_heads

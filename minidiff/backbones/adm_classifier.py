@@ -12,7 +12,6 @@ from torch import nn
 from minidiff.backbones.adm import Encoder
 from minidiff.backbones.adm_blocks import (
     TimeEmbedding,
-    check_sides,
     group_norm,
     heads_of,
     levels_of,
@@ -21,7 +20,7 @@ from minidiff.backbones.adm_blocks import (
 )
 from minidiff.backbones.registry import register_model
 from minidiff.errors import unknown_name
-from minidiff.layers import attention, check_images, merge_heads
+from minidiff.layers import attention, check_halving, check_images, merge_heads
 
 POOLS = ("attention", "adaptive", "spatial", "spatial_v2")
 HIDDEN = 2048  # width of the spatial pools' hidden layer
@@ -67,7 +66,7 @@ class ADMClassifier(nn.Module):
     def forward(self, x, time):
         if self.pool == "attention":
             check_images(x, self.shape)
-        check_sides(x, self.shape[0], self.levels)
+        check_halving(x, self.shape[0], 2 ** (self.levels - 1), time)
         emb = F.silu(self.time_embed(time, x.dtype))
         h, kept = self.encoder(x, emb, checkpoint=self.checkpoint)
         if self.pool.startswith("spatial"):

@@ -114,7 +114,7 @@ class ASCEND(nn.Module):
         self.conv_out = zeroed(nn.Conv2d(widths[0], in_channels, 3, padding=1))
 
     def forward(self, x, time, y=None):
-        check_images(x, self.shape)
+        check_images(x, self.shape, time, y)
         emb, text, mask = self.embed(time, y, x.dtype)
         h = self.conv_in(x.contiguous(memory_format=torch.channels_last))  # all maps inherit it: no block copies them
         kept = [h]

@@ -16,7 +16,7 @@ from torch import nn
 
 from minidiff.backbones.registry import register_model
 from minidiff.backbones.unet import Block, Downsample, init_weights
-from minidiff.layers import timestep_embedding
+from minidiff.layers import check_halving, timestep_embedding
 
 
 class Encoder(nn.Module):
@@ -47,11 +47,7 @@ class Encoder(nn.Module):
                 nn.init.xavier_uniform_(layer.weight, gain=1e-5)
 
     def forward(self, x, time):
-        if x.shape[1] != self.in_channels or x.shape[2] % self.divisor or x.shape[3] % self.divisor:
-            raise ValueError(
-                f"images must have {self.in_channels} channels and sides divisible by {self.divisor},"
-                f" got {tuple(x.shape)}; pad or resize them, or use fewer levels"
-            )
+        check_halving(x, self.in_channels, self.divisor, time)
         features = timestep_embedding(time, self.ch).to(x.dtype)
         emb = F.silu(self.time_dense1(F.silu(self.time_dense0(features))))  # (B or 1, 4 ch)
         h = self.conv_in(x)

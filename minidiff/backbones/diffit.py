@@ -115,7 +115,7 @@ class LatentDiffiT(nn.Module):
         self.init_weights()
 
     def forward(self, x, time, y=None):
-        check_images(x, self.shape)
+        check_images(x, self.shape, time, y)
         tokens = self.patch_embed(x).flatten(2).transpose(1, 2)  # (B, N, d)
         tokens = tokens.contiguous() + self.pos_embed
         time = timestep_embedding(time, TIME_FEATURES, order="cos_sin", divisor="half").to(x.dtype)
@@ -200,8 +200,7 @@ class DiffiT(nn.Module):
         nn.init.zeros_(self.conv_out.bias)
 
     def forward(self, x, time, y=None, augment_labels=None):
-        if x.shape[1] != self.shape[0]:
-            raise ValueError(f"images must have {self.shape[0]} channels, got {tuple(x.shape)}")
+        check_images(x, (self.shape[0], *x.shape[2:]), time, y)
         self.check_sides(*x.shape[2:])
         c = self.embed(time, y, augment_labels, x.dtype)
         h, kept = self.conv_in(x.contiguous(memory_format=torch.channels_last)), []

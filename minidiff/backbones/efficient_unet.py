@@ -31,6 +31,7 @@ from minidiff.layers import (
     LabelEmbedding,
     as_text,
     attention,
+    check_halving,
     merge_heads,
     no_text,
     null_for_empty,
@@ -88,7 +89,10 @@ class EfficientUNet(nn.Module):
         self.conv_out = zeroed(nn.Conv2d(channels[0], in_channels, 3, padding=1))
 
     def forward(self, x, time, y=None, low_res=None, low_res_time=None):
-        self.check(x, low_res)
+        check_halving(x, self.shape[0], self.divisor, time, y)
+        if low_res is None or low_res.shape[:2] != x.shape[:2]:
+            got = None if low_res is None else tuple(low_res.shape)
+            raise ValueError(f"pass low_res, the small images, as {tuple(x.shape[:2])} + (h, w); got {got}")
         emb, text, mask = self.embed(time, y, low_res_time, x.dtype)
         x = torch.cat([x, F.interpolate(low_res.to(x.dtype), x.shape[2:], mode="bilinear")], dim=1)
         h, kept = self.conv_in(x.contiguous(memory_format=torch.channels_last)), []
@@ -118,18 +122,6 @@ class EfficientUNet(nn.Module):
     def null(self, y):
         """The condition of the shape of y that means 'none': the null label, or a text of no token."""
         return no_text(y, self.text_dim, self.null_text) if self.text_dim else null_labels(y, self.num_classes)
-
-    def check(self, x, low_res):
-        """Raise ValueError unless x has sides that halve often enough, and the small image is there."""
-        channels = self.shape[0]
-        if x.shape[1] != channels or x.shape[2] % self.divisor or x.shape[3] % self.divisor:
-            raise ValueError(
-                f"images must have {channels} channels and sides divisible by {self.divisor}, got {tuple(x.shape)};"
-                " pad or resize them, or use fewer levels"
-            )
-        if low_res is None or low_res.shape[:2] != x.shape[:2]:
-            got = None if low_res is None else tuple(low_res.shape)
-            raise ValueError(f"pass low_res, the small images, as ({len(x)}, {channels}, h, w); got {got}")
 
 
 class DBlock(nn.Module):

@@ -26,7 +26,7 @@ from torch import nn
 from minidiff.backbones.registry import register_model
 from minidiff.backbones.unet import Attention, Downsample, Upsample
 from minidiff.errors import unknown_name
-from minidiff.layers import null_labels, run
+from minidiff.layers import check_halving, null_labels, run
 
 CHOICES = {
     "embedding": ("positional", "positional_edm", "fourier"), "progressive_input": ("none", "residual"),
@@ -100,14 +100,8 @@ class NCSNpp(nn.Module):
         init_weights(self)
 
     def forward(self, x, time, y=None, augment_labels=None):
-        if x.shape[1] != self.in_channels or x.shape[2] % self.divisor or x.shape[3] % self.divisor:
-            raise ValueError(
-                f"images must have {self.in_channels} channels and sides divisible by {self.divisor},"
-                f" got {tuple(x.shape)}; pad or resize them, or use fewer levels"
-            )
+        check_halving(x, self.in_channels, self.divisor, time, y)
         emb = self.embed(time, y, augment_labels, x.dtype)  # (B or 1, 4 nf)
-        if len(emb) not in (1, len(x)):  # by broadcasting they would make another batch of x
-            raise ValueError(f"times and labels: one for each of {len(x)} images, or one for all, not {len(emb)}")
         told = [emb] if self.biggan else []  # a convolution that halves or doubles is not told the time
         image = x if self.centered else 2 * x - 1
         h = self.conv_in(image)

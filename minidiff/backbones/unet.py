@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from minidiff.backbones.registry import register_model
-from minidiff.layers import LabelEmbedding, attention, null_labels, timestep_embedding
+from minidiff.layers import LabelEmbedding, attention, check_halving, null_labels, timestep_embedding
 
 
 class UNet(nn.Module):
@@ -68,11 +68,7 @@ class UNet(nn.Module):
                 nn.init.xavier_uniform_(layer.weight, gain=1e-5)
 
     def forward(self, x, time, y=None):
-        if x.shape[1] != self.in_channels or x.shape[2] % self.divisor or x.shape[3] % self.divisor:
-            raise ValueError(
-                f"images must have {self.in_channels} channels and sides divisible by {self.divisor},"
-                f" got {tuple(x.shape)}; pad or resize them, or use fewer levels"
-            )
+        check_halving(x, self.in_channels, self.divisor, time, y)
         emb = self.embed(time, y, x.dtype)  # (B or 1, 4 ch)
         h = self.conv_in(x)
         kept = [h]

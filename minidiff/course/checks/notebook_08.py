@@ -19,11 +19,11 @@ def check_adm_features(adm_features):
         right = features()
         frequencies = torch.exp(-torch.log(torch.tensor(10_000.0)) * torch.arange(half) / half)
         mistakes = {
-            "these are DDPM's features, with sines first and the divisor h - 1; change both":
+            "these are DDPM's features, with sines first and the divisor m - 1; change both":
                 features("sin_cos", "half-1"),
             "the sines come first; ADM has the cosines first": features("sin_cos"),
-            "the divisor is h - 1; ADM divides by h, half the width": features(divisor="half-1"),
-            "the divisor is the whole width; it is h, half of it":
+            "the divisor is m - 1; ADM divides by m, half the width": features(divisor="half-1"),
+            "the divisor is the whole width; it is m, half of it":
                 torch.cat([(rows * frequencies.sqrt()).cos(), (rows * frequencies.sqrt()).sin()], 1),
             "the minus is missing in the exponent: the frequencies must fall from 1, not rise":
                 torch.cat([(rows / frequencies).cos(), (rows / frequencies).sin()], 1),
@@ -71,7 +71,7 @@ def kept_widths(ch, widths, blocks, first=True, samplings=True):
     return kept
 
 
-def way_up(ch, ch_mult, blocks, oldest_first=False, stale=False, reverse=True):
+def way_up(ch, ch_mult, blocks, oldest_first=False, stale=False, reverse=True, own=False):
     """Pairs (width of h, width of the skip); the options are mistakes."""
     widths = [ch * mult for mult in ch_mult]
     kept = kept_widths(ch, widths, blocks)
@@ -79,7 +79,7 @@ def way_up(ch, ch_mult, blocks, oldest_first=False, stale=False, reverse=True):
     pairs, h = [], widths[-1]
     for k, width in enumerate(widths[::-1] if reverse else widths):
         for j in range(blocks + 1):
-            pairs.append((width if stale else h, kept[k * (blocks + 1) + j]))
+            pairs.append((width if stale else h, width if own else kept[k * (blocks + 1) + j]))
             h = width
     return pairs
 
@@ -104,6 +104,8 @@ def check_up_widths(up_widths):
             "each pair is the wrong way round: h first, then the skip": pairs.flip(1),
             "h has the width of the block BEFORE, not of this one; they differ where a new level begins":
                 way_up(ch, ch_mult, blocks, stale=True),
+            "the last skip of a level has not its width: it is what the downsampling before it, or conv_in, put out":
+                way_up(ch, ch_mult, blocks, own=True),
             "the way up begins at the lowest level; you begin at the finest":
                 way_up(ch, ch_mult, blocks, reverse=False),
             "this is the list backwards; the way up begins at the lowest level": pairs.flip(0),
