@@ -33,29 +33,26 @@ run = setup()
 # %%
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 WIDTHS, SIZES = (24, 48, 48), (16, 8, 4)
 
 @plots.quiet
 def draw_ascend():
     import matplotlib.pyplot as plt
-    figure, ax = plt.subplots(figsize=(8.6, 3.4))
-    grey = dict(arrowstyle="-|>", color="grey", linewidth=1.3)
+    figure, ax = plt.subplots(figsize=(8.6, 3.2))
+    line = dict(arrowstyle="-|>", color="grey", linewidth=1.3)
     for k, (width, size) in enumerate(zip(WIDTHS, SIZES)):
-        left, right, y = k - 3.4, 3.4 - k, -k
-        for x, kind, color in ((left, "a pair of Swin blocks", "#F3C267"), (right, "two residual blocks", "#A9D3EE")):
-            ax.text(x, y, f"{kind}\n{width} x {size} x {size}", ha="center", va="center", fontsize=8.5,
+        x, y = 3.4 - k, -k
+        for at, kind, color in ((-x, "a pair of Swin blocks", "#F3C267"), (x, "two residual blocks", "#A9D3EE")):
+            ax.text(at, y, f"{kind}\n{width} x {size} x {size}", ha="center", va="center", fontsize=8.5,
                     bbox=dict(boxstyle="square,pad=0.5", facecolor=color, edgecolor="grey"))
-        ax.annotate("", (right - 0.75, y), (left + 0.75, y), arrowprops=grey | dict(linestyle="--"))
-        ax.text(0, y + 0.1, "skips" if k < 2 else "", ha="center", fontsize=8.5, color="grey")
+        ax.annotate("", (x - 0.75, y), (0.75 - x, y), arrowprops=line | dict(linestyle="--"))
+        ax.text(0, y + 0.25, "skips", ha="center", fontsize=8.5, color="grey")
         if k < 2:
-            for x, step, word in ((left, 1, "merge"), (right, -1, "expand")):
-                spots = ((x + step, y - 0.75), (x, y - 0.27)) if step > 0 else ((x, y - 0.27), (x + step, y - 0.75))
-                ax.annotate("", *spots, arrowprops=grey)
-                ax.text(x + step * 0.2, y - 0.6, word, ha="right" if step > 0 else "left", fontsize=8.5)
+            ax.annotate("merge", (1 - x, y - 0.75), (-x - 0.1, y - 0.27), va="top", fontsize=8.5, arrowprops=line)
+            ax.annotate("expand", (x, y - 0.27), (x - 1, y - 0.75), va="bottom", fontsize=8.5, arrowprops=line)
     ax.text(0, -2, "middle", ha="center", va="center", fontsize=8.5, bbox=dict(facecolor="#E4E4E4", edgecolor="grey"))
-    ax.set(xlim=(-4.4, 4.4), ylim=(-2.5, 0.5), xticks=[], yticks=[], frame_on=False)
+    ax.set(xlim=(-4.4, 4.4), ylim=(-2.4, 0.4), xticks=[], yticks=[], frame_on=False)
     return figure
 draw_ascend()
 
@@ -73,49 +70,44 @@ data = minidiff.load_dataset("emoji", size=16)
 held_out = minidiff.load_dataset("emoji", size=16, split="test")
 
 @plots.quiet
-def draw_windows(picture, window=4, shift=2):
+def draw_windows(picture):
     import matplotlib.pyplot as plt
-    figure, axes = plt.subplots(1, 4, figsize=(9.2, 2.7))
-    shown = picture.permute(1, 2, 0) / 2 + 0.5
-    rolled = shown.roll((-shift, -shift), (0, 1))
-    for ax, image, at, title in zip(axes, (shown, shown, rolled), (0, shift, 0), ("windows", "shifted", "as computed")):
-        ax.imshow(image.clamp(0, 1), interpolation="nearest")
-        for k in range(at, 17, window):
-            ax.axhline(k - 0.5, color="#D55E00", linewidth=1.2)
-            ax.axvline(k - 0.5, color="#D55E00", linewidth=1.2)
+    figure, axes = plt.subplots(1, 4, figsize=(9.2, 2.6))
+    shown = (picture.permute(1, 2, 0) / 2 + 0.5).clamp(0, 1)
+    partners = shift_mask((16, 16), (4, 4), (2, 2)).eq(0).sum(2, keepdim=True).float()  # (windows, N, 1)
+    partners = join_windows(partners, (4, 4), 16, 16)[0, :, :, 0]
+    panels = {"windows": (shown, 0), "shifted": (shown, 2), "as computed": (shown.roll((-2, -2), (0, 1)), 0),
+              "partners of each pixel": (partners, 0)}
+    for ax, (title, (image, first)) in zip(axes, panels.items()):
+        ax.imshow(image, interpolation="nearest", cmap="Blues", vmin=0, vmax=32)
+        for k in range(first, 17, 4):
+            ax.axhline(k - 0.5, color="#0072B2", linewidth=1.3)
+            ax.axvline(k - 0.5, color="#0072B2", linewidth=1.3)
         ax.set(title=title, xticks=[], yticks=[], xlim=(-0.6, 15.6), ylim=(15.6, -0.6))
-    masks = shift_mask((16, 16), (window, window), (shift, shift))
-    corners = [torch.cat([masks[0], masks[3]], dim=1), torch.cat([masks[12], masks[15]], dim=1)]
-    axes[3].imshow(torch.cat(corners), cmap="gray")
-    axes[3].set(title="masks of the corners", xticks=[], yticks=[])
-    [ax.grid(False) for ax in axes]
+        ax.grid(False)
+    for row, column in ((5, 5), (12, 5), (14, 5), (5, 12), (5, 14), (12, 12), (14, 14), (12, 14), (14, 12)):
+        axes[3].text(column + 0.5, row + 0.5, int(partners[row, column]), ha="center", va="center", fontsize=8)
     return figure
-draw_windows(held_out.images()[205])
+draw_windows(held_out.images()[held_out.labels == 7][3])
 
 # %% [markdown]
-# The third panel is what the machine works on: the picture rolled by two pixels, cut as before. The last panel shows four of its sixteen masks, each 16 tokens by 16. Upper left, an inner window: all may talk. In the lower right corner, where four ends of the picture meet, a token sees four of sixteen.
+# The third panel is what the machine works on: the picture rolled by two pixels, cut as before. The last panel counts, from the masks, whom each pixel may ask (itself included). In an inner window that is all 16. In the corner, where four ends of the picture meet, it is four.
 #
 # ## Built by hand
 #
-# Take the package's small ASCEND for its weights, and fill the many zeros of a fresh one with random numbers, or most branches would be invisible.
-
-# %%
-torch.manual_seed(0)
-network = minidiff.create_model("ascend_tiny")
-with torch.no_grad():
-    for weight in network.parameters():
-        if not weight.any():
-            weight.normal_(std=0.1)
-p, x, time = network, torch.randn(2, 3, 16, 16), torch.tensor([30.0, 800.0])
-emb = F.silu(p.time_embed(time, x.dtype))  # what every block is told, (B, 96)
-print(f"{sum(w.numel() for w in network.parameters()):,} weights")
-
-# %% [markdown]
+# Take the package's small ASCEND, `p`, for its weights, and fill the many zeros of a fresh one with random numbers, or most branches would be invisible.
+#
 # ### The encoder's unit
 #
 # Within a window each head adds a learned number to the logit of every pair of tokens. The number depends only on how far apart the two are, in rows and columns. That is all a Swin block knows of positions. A mask is $-100$ where two must not meet.
 
 # %%
+torch.manual_seed(0)
+p = minidiff.create_model("ascend_tiny")
+with torch.no_grad():
+    [weight.normal_(std=0.1) for weight in p.parameters() if not weight.any()]
+
+
 def window_attention(x, p):
     """x (B, H, W, c) -> the same."""
     size = x.shape[1:3]
@@ -153,8 +145,9 @@ def pair(x, emb, p):
     return x.permute(0, 3, 1, 2)
 
 
-h = torch.randn(2, 24, 16, 16)
+x, time, h = torch.randn(2, 3, 16, 16), torch.tensor([30.0, 800.0]), torch.randn(2, 24, 16, 16)
 with torch.no_grad():
+    emb = F.silu(p.time_embed(time, x.dtype))  # what every block is told, (B, 96)
     assert torch.allclose(pair(h, emb, p.encoder[0]["units"][0]), p.encoder[0]["units"][0](h, emb), atol=1e-4)
 print("a unit of the encoder: equal")
 
@@ -233,7 +226,7 @@ def ascend(x, time, p):
 
 
 with torch.no_grad():
-    mine, theirs = ascend(x, time, network), network(x, time)
+    mine, theirs = ascend(x, time, p), p(x, time)
 print(f"largest difference {(mine - theirs).abs().max():.0e}, the outputs have standard deviation {theirs.std():.2f}")
 assert torch.allclose(mine, theirs, atol=1e-4)
 
@@ -261,6 +254,8 @@ def cost(name, **options):
 
 models = ["ascend_tiny", "ascend_cifar10", "ascend_t2i_64", "ascend_t2i_128"]
 costs = {(name, kind): cost(name, encoder=kind) for name in models for kind in ("swin", "residual")}
+for name, aim in (("ascend_t2i_64", 300), ("ascend_t2i_128", 590)):
+    assert abs(costs[name, "swin"][3][0] / aim - 1) < 0.02
 lines = ["| model | encoder | M weights: encoder | middle | decoder | all | GFLOPs: encoder | middle | decoder | all |",
          "|---|---|" + "---:|" * 8]
 for (name, kind), parts in costs.items():
@@ -269,7 +264,7 @@ for (name, kind), parts in costs.items():
 Markdown("\n".join(lines))
 
 # %% [markdown]
-# Now as a picture, each half as a share of the whole.
+# Now as a picture, each half as a share of the whole. (What is missing to 100 % is the first and the last layer, and those of time and text.)
 
 # %%
 @plots.quiet
@@ -360,7 +355,7 @@ print(f"another seed: {100 * max(seeds):.1f} % at most, of {len(seeds)}" if seed
 plots.bars(list(effects), list(effects.values()), x="change of the held-out loss, %") if effects else None
 
 # %% [markdown]
-# Read the three against the last line. If the first is negative and larger than luck, the paper's first claim holds here too; if it is positive, 600 steps on tiny pictures contradict it, and there would be a plain reason: at 16 pixels a convolution sees most of the map anyway, and 600 steps reward whoever starts fast. The second claim is about the third number. Compare it with the first two: an interaction as large as an effect means that you cannot choose one half without knowing the other.
+# Hold the three against the last line. A first number that is negative and larger than luck confirms the paper here. A positive one contradicts it, and there would be a plain reason: at 16 pixels a convolution sees most of the map anyway, and 600 steps reward whoever starts fast. The second claim is about the third number. An interaction as large as an effect means that you cannot choose one half without knowing the other.
 #
 # Where in the noise do they differ? And what do they draw?
 
@@ -376,9 +371,9 @@ if shown:
     display(plots.filmstrip(torch.stack([records[name]["samples"][:10] for name in shown], dim=1), rows=shown))
 
 # %% [markdown]
-# Look for a difference in kind, not in quality: all are young. At small $t$ the answer is mostly noise that has to be passed on pixel by pixel; at large $t$ it is a guess of the whole picture. If attention helps a network to understand, it should show at large $t$.
+# At small $t$ the answer is mostly noise, to be passed on pixel by pixel; at large $t$ it is a guess of the whole picture. If attention helps to understand, it should show at large $t$.
 #
-# Losses are per step, and a step of each costs a different time. Measure it here, forward and backward with a batch of 16.
+# Losses are per step, and a step of each costs a different time. Measure it, with a batch of 16.
 
 # %%
 import time as clock
@@ -400,11 +395,11 @@ speed = {name: seconds("ascend_tiny", repeat, encoder=name.split("-")[0], decode
 plots.bars(four, [1000 * value for value in speed.values()], x="milliseconds a step", best="low")
 
 # %% [markdown]
-# Work is not time. The four do nearly the same number of operations, but a Swin pair is many small ones (norms, rolls, reshapes, four linear maps a block), and convolutions are what every library made fast first. On a large GPU, with wide layers, the difference is smaller.
+# Work is not time. The four do nearly the same number of operations, but a Swin pair is made of many small steps: norms, rolls, reshapes, four linear maps a block.
 #
 # ## Three families, side by side
 #
-# The course has led through three kinds of backbone: the U-Net, the transformer with long skips and a little convolution, the two-faced ASCEND. The paper lays samples from early in the training side by side, at the same steps. Do the same, live. All three have about 0.7 million weights, the same data in the same order, the same noise, the same recipe.
+# The course has led through three kinds of backbone: the U-Net, the transformer with long skips and a little convolution, the two-faced ASCEND. Like the paper, lay samples from early in the training side by side, at the same steps. All three have about 0.7 million weights, the same data in the same order, the same noise, the same recipe.
 
 # %%
 FAMILIES = {"U-Net": "ddpm_tiny", "IU-ViT": "iuvit_tiny", "ASCEND": "ascend_tiny"}
@@ -527,7 +522,7 @@ print(f"always naming the commonest class: {most:.0%} right")
 figure
 
 # %% [markdown]
-# E8 is the encoder's unit on the map of 8 by 8, M the middle, D8a and D8b the decoder's two at that size. The story of the paper would be a curve that rises through E and falls through D. Three cautions before you believe or reject it. This network has seen 150 batches. A wider map gives the reader more numbers (384 at the finest level, 768 elsewhere), which the untrained curve takes into account: what counts is the gap between the two. And nobody asked this network for classes; it learns them as far as they help to remove noise.
+# E8 is the encoder's unit on the map of 8 by 8, M the middle, D8a and D8b the decoder's two at that size. The story of the paper would be a curve that rises through E and falls through D. Be careful before you believe or reject it. The training was very short. A wider map gives the reader more numbers (384 at the finest level, 768 elsewhere), so what counts is the gap between trained and untrained. And nobody asked this network for classes; it learns them as far as they help to remove noise.
 #
 # ## What the skips carry
 #
@@ -560,9 +555,9 @@ frames = torch.stack([torch.cat(noisy).cpu(), *guesses.values()], dim=1)  # (lev
 plots.filmstrip(frames, list(levels), rows=["noisy", *(f"silent: {name}" for name in guesses)], scale=5)
 
 # %% [markdown]
-# The finest skips carry what cannot go through the bottom. How much could? The bottom is 48 maps of 4 by 4, 768 numbers, exactly as many as the picture has. So arithmetic alone does not forbid a network without skips, as it did in notebook 08. But to use these numbers as a copy, the encoder would have to keep every pixel through two merges, and then it could not understand anything at the same time. Skips free it from carrying.
+# The finest skips carry what cannot go through the bottom. How much could? The bottom is 48 maps of 4 by 4, 768 numbers, exactly as many as the picture has. So arithmetic alone does not forbid a network without skips, as it did in notebook 08. But an encoder that fills these numbers with a copy of the pixels has no room left for what it understood. Skips free it from carrying.
 #
-# A network that never had skips can arrange itself otherwise. The paper reports that leaving them out hurts; the figures are lost. Here is the recorded run, if it is there.
+# A network that never had skips can arrange itself otherwise. The paper reports that leaving them out hurts; the figures are lost. Here is a recorded run.
 
 # %%
 def beside(other, base="swin-residual"):
@@ -592,7 +587,7 @@ from minidiff.backbones.ascend import ConvDown, ConvUp, PatchExpand, PatchMerge
 
 def footprint(down, up, row, column):
     torch.manual_seed(0)
-    there_and_back = nn.Sequential(down(24, 48), up(48, 24))
+    there_and_back = torch.nn.Sequential(down(24, 48), up(48, 24))
     base = torch.randn(32, 24, 16, 16)
     other = base.clone()
     other[:, :, row, column] += 1
@@ -610,24 +605,13 @@ shade = [1 - 2 * (spot / spot.max())[None] for spot in prints.values()]
 plots.grid(torch.stack(shade), columns=6, titles=list(prints), scale=8)
 
 # %% [markdown]
-# Merging keeps strictly to its squares of 2 by 2: pixels 6 and 7 leave the same footprint, 7 and 8 have none in common, though they are neighbours. It never blurs across a border, and something else has to join the squares: the shifted windows, the decoder's convolutions. Convolutions overlap, and cost more. The paper found similar results for both.
+# Merging keeps strictly to its squares of 2 by 2: pixels 6 and 7 touch the same four, 7 and 8 have none in common, though they are neighbours. It never blurs across a border, and something else has to join the squares: the shifted windows, the decoder's convolutions. Convolutions overlap, and cost more. The paper found similar results for both.
 #
 # ## The sizes for text
 #
-# The largest ASCEND is for text: 128 pixels in one stage, from T5-XXL embeddings, with about 590 million weights, multipliers 1, 2, 3, 4, 4. It is in the package, with a smaller one of about 300 million for 64 pixels, the size of the text IU-ViT. Do they come out?
-
-# %%
-targets = {"ascend_t2i_64": 300, "ascend_t2i_128": 590}
-lines = ["| | weights, paper | here | off by | GFLOPs of a picture |", "|---|" + "---:|" * 4]
-for name, target in targets.items():
-    millions, gflops = costs[name, "swin"][3]
-    assert abs(millions / target - 1) < 0.02
-    source = f"about {target} M" if target == 590 else f"(our aim: {target} M)"
-    lines.append(f"| {name} | {source} | {millions:.1f} M | {millions / target - 1:+.1%} | {gflops:.0f} |")
-Markdown("\n".join(lines))
-
-# %% [markdown]
-# A count that fits is weak evidence: several choices of width and depth come near 590. What is certain, and what is ours?
+# The largest ASCEND is for text: 128 pixels in one stage, from T5-XXL embeddings, with about 590 million weights and multipliers 1, 2, 3, 4, 4. The package has it, and one for 64 pixels that aims at 300 million, the size of IU-ViT for text. In the table of costs above they have 582 and 302 million, within 2 % of both.
+#
+# That is weak evidence: several choices of width and depth come near 590. What is certain, and what is ours?
 #
 # | from the paper | ours |
 # |---|---|
