@@ -1,0 +1,128 @@
+"""Checks of notebook 14: the keys of a query, the mask of a rolled line, two orders of a shuffle, who is reached."""
+
+import torch
+import torch.nn.functional as F
+
+from minidiff.course.exercises import compare, exercise, unpack
+
+
+@exercise("the last number is smallest where p is near the root of the side: blocks have to grow with the map.")
+def check_keys_met(keys_met):
+    for height, width, p in ((32, 32, 8), (16, 48, 4), (8, 8, 4)):
+        whole, windows, axes = unpack(keys_met(height, width, p), "global", "windows", "multi-axis")
+        n, blocks = height * width, height * width // p**2
+        mistakes = {
+            "every token is a key; you have the side of a square map": height,
+            "count the keys of one query, not the pairs of all": n * n,
+            "the query meets itself, too": n - 1,
+        }
+        compare(whole, n, mistakes, name=f"the first number, for {height} x {width}")
+        mistakes = {
+            "a window has p rows of p tokens": p,
+            "this is the number of windows; the keys are the tokens in one": blocks,
+            "count the keys of one query, not the pairs of all": n * p**2,
+        }
+        compare(windows, p * p, mistakes, name=f"the second number, for windows of {p}")
+        mistakes = {
+            "each head has one axis only: average the two halves, do not add": p * p + blocks,
+            "only half of the heads stay inside the block": p * p,
+            "only half of the heads look across blocks": blocks,
+            "average over the heads: each half counts by one half": (p * p + blocks) / 4,
+            "across blocks there are N / p^2 keys: divide by a block's tokens, not its side": (p * p + n / p) / 2,
+            "across blocks all of them are asked, in rows and in columns: N / p^2 keys": (p * p + height / p) / 2,
+            "across blocks a query meets one token of each block, not all": (p * p + n) / 2,
+        }
+        compare(axes, (p * p + blocks) / 2, mistakes, name=f"the third number, for {height} x {width} and p = {p}")
+
+
+@exercise("only the last window has a seam: one corner of the picture, in two dimensions a whole row and column.")
+def check_line_mask(line_mask):
+    for n, w, s in ((12, 4, 2), (12, 4, 1), (15, 5, 3), (8, 4, 0)):
+        right, forward, unrolled = (_line_mask(n, w, roll) for roll in (s, -s, 0))
+        mistakes = {
+            "where the roll brought two tokens together there is a seam in the last window; you have none": unrolled,
+            "the line is rolled by -s: the first s tokens come to its end, so the seam is in the last window": forward,
+            "0 and -100 are exchanged": -100 - right,
+            "this is True and False, or 1 and 0; return what is added to the logits, 0 or -100": (right == 0).float(),
+            "-100 and not minus infinity": torch.where(right == 0, 0.0, -torch.inf),
+            "the sign: -100 forbids, 100 would invite": -right,
+            "the seam is s tokens before the end of the line, not after the first s of the last window":
+                _seam(n, w, w - s) if s else right + 1,
+            "all windows get a seam here; only the last one has one": right[-1:].expand(n // w, -1, -1),
+            "return one mask for each window, not only the last": right[-1],
+            "you have the mask of the whole line; cut it into windows: (n / w, w, w)": _whole(n, w, s),
+        }  # fmt: skip
+        compare(line_mask(n, w, s), right, mistakes, name=f"the mask for n = {n}, w = {w}, s = {s}")
+
+
+def _line_mask(n, w, roll):
+    place = torch.arange(n).roll(-roll).view(-1, w)
+    return torch.where((place[:, :, None] - place[:, None]).abs() >= w, -100.0, 0.0)
+
+
+def _seam(n, w, before):
+    """The mask where the last `before` tokens of the last window are kept apart from its others."""
+    late = torch.arange(n).view(-1, w) >= n - before
+    return (late[:, :, None] != late[:, None]) * -100.0
+
+
+def _whole(n, w, s):
+    place = torch.arange(n).roll(-s)
+    return torch.where((place[:, None] - place).abs() >= w, -100.0, 0.0)
+
+
+@exercise("sorting channels is a matter of names: say which is (row, column, C), and transpose.")
+def check_tf_shuffle(tf_shuffle):
+    for batch, c, height, width in ((2, 3, 4, 5), (1, 5, 2, 2), (3, 4, 3, 3)):
+        x = torch.randn(batch, 4 * c, height, width)
+        parts = x.view(batch, 2, 2, c, height, width)  # row, column, C
+        right = parts.permute(0, 3, 4, 1, 5, 2).flatten(4).flatten(2, 3)
+        turned = x.unflatten(1, (c, 4)).transpose(1, 2).flatten(1, 2)
+        mistakes = {
+            "`F.pixel_shuffle` alone reads the channels as (C, row, column): sort them before": F.pixel_shuffle(x, 2),
+            "you sorted the wrong way: from (C, row, column) to (row, column, C)": F.pixel_shuffle(turned, 2),
+            "rows and columns of the small squares are exchanged":
+                parts.permute(0, 3, 4, 2, 5, 1).flatten(4).flatten(2, 3),
+            "the order of the channels is right now, and the shuffle is missing":
+                x.unflatten(1, (4, c)).transpose(1, 2).flatten(1, 2),
+            "the channels stand last in your result; torch has them second": right.permute(0, 2, 3, 1),
+        }  # fmt: skip
+        compare(tf_shuffle(x), right, mistakes, name="the picture")
+
+
+@exercise("reach is a product of masks. A gradient would tell the same, and how strongly.")
+def check_reached(reached):
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        allowed = [torch.rand(12, 12, generator=generator) < 0.12 for _ in range(3)]
+        given, right = [pairs.clone() for pairs in allowed], _reached(allowed)
+        paths = torch.eye(12)
+        for pairs in allowed:
+            paths = (pairs.float() + torch.eye(12)) @ paths
+        bare = torch.eye(12)
+        for pairs in allowed:
+            bare = pairs.float() @ bare
+        every = torch.stack(allowed).any(0)
+        mistakes = {
+            "a residual connection brings each token on, whatever the masks say: add the diagonal": bare > 0,
+            "the layers are in the wrong order: the first one acts on the inputs, so it is the factor on the right":
+                _reached(allowed[::-1]),
+            "rows and columns are exchanged: [i, j] says that output i depends on input j": right.T,
+            "this is one step only; what a token has seen it passes on to whoever looks at it later":
+                every | torch.eye(12, dtype=torch.bool),
+            "you count the ways; return whether there is one": paths,
+            "this is 0 and 1; return True and False": right.float(),
+        }
+        result = reached(allowed)
+        if isinstance(result, torch.Tensor) and result.dtype != torch.bool:
+            mistakes |= {"this is 0 and 1; return True and False": right.to(result.dtype)}
+            compare(result, right.float() + 2, mistakes, name="who is reached")  # a wrong kind is wrong
+        compare(result, right, mistakes, name="who is reached")
+        compare(torch.stack(allowed), torch.stack(given), {}, name="the masks that you were given, now changed,")
+
+
+def _reached(allowed):
+    seen = torch.eye(len(allowed[0]))
+    for pairs in allowed:
+        seen = ((pairs.float() + torch.eye(len(pairs))) @ seen > 0).float()
+    return seen > 0

@@ -1,0 +1,95 @@
+"""The exercises of notebook 14: solutions pass, stubs fail, typical wrong answers are named."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from minidiff.course.checks import notebook_14 as checks
+from minidiff.course.exercises import prove
+
+SOLUTIONS = Path(__file__).parents[1] / "notebooks" / "solutions" / "14_swin_and_hit.py"
+
+
+@pytest.fixture(scope="module")
+def solved():
+    """The names that the solution file defines, with what the notebook gives it."""
+    space = {"torch": torch, "F": F}
+    exec(SOLUTIONS.read_text(encoding="utf-8"), space)
+    return space
+
+
+def stub(*args):
+    ...
+
+
+def test_keys_met(solved):
+    prove(checks.check_keys_met, solved["keys_met"], stub, {
+        "not the pairs of all": lambda h, w, p: ((h * w) ** 2, p * p, (p * p + h * w / p**2) / 2),
+        "side of a square map": lambda h, w, p: (h, p * p, (p * p + h * w / p**2) / 2),
+        "p rows of p tokens": lambda h, w, p: (h * w, p, (p * p + h * w / p**2) / 2),
+        "number of windows": lambda h, w, p: (h * w, h * w // p**2, (p * p + h * w / p**2) / 2),
+        "do not add": lambda h, w, p: (h * w, p * p, p * p + h * w / p**2),
+        "not its side": lambda h, w, p: (h * w, p * p, (p * p + h * w / p) / 2),
+        "expected 3": lambda h, w, p: (h * w, p * p),
+    })  # fmt: skip
+
+
+def test_line_mask(solved):
+    right = solved["line_mask"]
+
+    def seam_after_s(n, w, s):
+        late = torch.arange(n).view(-1, w) >= n - w + s if s else torch.zeros(n // w, w)
+        return (late[:, :, None] != late[:, None]) * -100.0
+
+    def not_cut(n, w, s):
+        place = torch.arange(n).roll(-s)
+        return torch.where((place[:, None] - place).abs() >= w, -100.0, 0.0)
+
+    prove(checks.check_line_mask, right, stub, {
+        "you have none": lambda n, w, s: right(n, w, 0),
+        "rolled by -s": lambda n, w, s: right(n, w, -s),
+        "exchanged": lambda n, w, s: -100 - right(n, w, s),
+        "True and False": lambda n, w, s: (right(n, w, s) == 0).float(),
+        "minus infinity": lambda n, w, s: torch.where(right(n, w, s) == 0, 0.0, -torch.inf),
+        "s tokens before the end": seam_after_s,
+        "not only the last": lambda n, w, s: right(n, w, s)[-1],
+        "cut it into windows": not_cut,
+    })  # fmt: skip
+
+
+def test_tf_shuffle(solved):
+    right = solved["tf_shuffle"]
+    prove(checks.check_tf_shuffle, right, stub, {
+        "`F.pixel_shuffle` alone": lambda x: F.pixel_shuffle(x, 2),
+        "wrong way": lambda x: F.pixel_shuffle(x.unflatten(1, (-1, 4)).transpose(1, 2).flatten(1, 2), 2),
+        "exchanged": lambda x: right(x.unflatten(1, (2, 2, -1)).transpose(1, 2).flatten(1, 3)),
+        "shuffle is missing": lambda x: x.unflatten(1, (4, -1)).transpose(1, 2).flatten(1, 2),
+        "channels stand last": lambda x: right(x).permute(0, 2, 3, 1),
+    })  # fmt: skip
+
+
+def test_reached(solved):
+    right = solved["reached"]
+
+    def bare(allowed):
+        seen = torch.eye(len(allowed[0]))
+        for pairs in allowed:
+            seen = pairs.float() @ seen
+        return seen > 0
+
+    def in_place(allowed):
+        result = right(allowed)
+        for pairs in allowed:
+            pairs.fill_diagonal_(True)
+        return result
+
+    prove(checks.check_reached, right, stub, {
+        "residual": bare,
+        "wrong order": lambda allowed: right(allowed[::-1]),
+        "rows and columns": lambda allowed: right(allowed).T,
+        "one step only": lambda allowed: torch.stack(allowed).any(0) | torch.eye(12, dtype=torch.bool),
+        "True and False": lambda allowed: right(allowed).float(),
+        "now changed": in_place,
+    })  # fmt: skip
