@@ -1,0 +1,86 @@
+"""The exercises of notebook 13: solutions pass, stubs fail, typical wrong answers are named."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from minidiff.course.checks import notebook_13 as checks
+from minidiff.course.exercises import prove
+
+SOLUTIONS = Path(__file__).parents[1] / "notebooks" / "solutions" / "13_diffit.py"
+
+
+@pytest.fixture(scope="module")
+def solved():
+    """The names that the solution file defines, with what the notebook gives it."""
+    space = {"torch": torch}
+    exec(SOLUTIONS.read_text(encoding="utf-8"), space)
+    return space
+
+
+def stub(*args):
+    ...
+
+
+def test_time_weights(solved):
+    prove(checks.check_time_weights, solved["time_weights"], stub, {
+        "the constants are missing": lambda depth, dim: (3 * depth * dim**2, depth * dim**2),
+        "three maps": lambda depth, dim: (depth * dim * (dim + 1), 0),
+        "maps of the tokens": lambda depth, dim: (6 * depth * dim * (dim + 1), 0),
+        "constants of U_k": lambda depth, dim: (3 * depth * dim * (dim + 1), depth * dim**2),
+        "only the keys' part": lambda depth, dim: (3 * depth * dim * (dim + 1), 2 * depth * dim * (dim + 1)),
+        "some have no effect": lambda depth, dim: (3 * depth * dim * (dim + 1), 0),
+        "expected 2": lambda depth, dim: 3 * depth * dim * (dim + 1),
+    })  # fmt: skip
+
+
+def test_look_from(solved):
+    right = solved["look_from"]
+
+    def window_of(maps, row, column, side, window, number, asking):
+        patch = maps[number, :, asking].unflatten(1, (window, window))
+        out, top, left = torch.zeros(maps.shape[1], side, side), row // window * window, column // window * window
+        out[:, top : top + window, left : left + window] = patch
+        return out
+
+    def by_columns(maps, row, column, side, window):
+        number = column // window * (side // window) + row // window
+        return window_of(maps, row, column, side, window, number, row % window * window + column % window)
+
+    def token_by_columns(maps, row, column, side, window):
+        number = row // window * (side // window) + column // window
+        return window_of(maps, row, column, side, window, number, column % window * window + row % window)
+
+    def in_the_corner(maps, row, column, side, window):
+        picture = right(maps, row, column, side, window)
+        return picture.roll((-(row // window) * window, -(column // window) * window), dims=(1, 2))
+
+    prove(checks.check_look_from, right, stub, {
+        "windows are numbered row by row": by_columns,
+        "tokens of a window are numbered": token_by_columns,
+        "wrong place": in_the_corner,
+        "a column of the map": lambda maps, *rest: right(maps.transpose(2, 3), *rest),
+        "average over them": lambda *given: right(*given).mean(0),
+    })  # fmt: skip
+
+
+def test_timed_bias(solved):
+    right = solved["timed_bias"]
+
+    def without_offset(tables, g):
+        row, column = torch.arange(g * g) // g, torch.arange(g * g) % g
+        return tables[:, (row[:, None] - row) * (2 * g - 1) + column[:, None] - column].permute(0, 3, 1, 2)
+
+    def columns_first(tables, g):
+        row, column = torch.arange(g * g) // g, torch.arange(g * g) % g
+        down, across = row[:, None] - row + g - 1, column[:, None] - column + g - 1
+        return tables[:, across * (2 * g - 1) + down].permute(0, 3, 1, 2)
+
+    prove(checks.check_timed_bias, right, stub, {
+        "you take j - i": lambda tables, g: right(tables, g).transpose(2, 3),
+        "rows apart come first": columns_first,
+        "the heads stand last": lambda tables, g: right(tables, g).permute(0, 2, 3, 1),
+        "the first one for all": lambda tables, g: right(tables[:1], g).expand(len(tables), -1, -1, -1),
+        "add g - 1 to both": without_offset,
+    })  # fmt: skip
