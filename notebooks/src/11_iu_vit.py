@@ -48,7 +48,7 @@ with torch.no_grad():
 assert moved["attention"] < 1e-5 and moved["MLP"] < 1e-5 < 0.01 < moved["DWConv-FFN"]
 
 # %% [markdown]
-# Attention and MLP do not care. All they know of places they must learn, from 64 vectors of random numbers. IU-ViT ("improved U-ViT", arXiv 2212.13771) spares them part of that. It leaves the trunk of U-ViT as it is, with tokens, attention and long skips, and adds two small convolutions. One sits inside every block, the other at the very end.
+# Attention and MLP do not care. All they know of places they must learn, from 64 vectors of random numbers. IU-ViT (arXiv 2212.13771) spares them part of that. It leaves the trunk of U-ViT as it is, with tokens, attention and long skips, and adds two small convolutions. One sits inside every block, the other at the very end.
 #
 # No code and no weights of IU-ViT are public. What you read here is built from the paper; what it leaves open, and what was decided, stands near the end.
 #
@@ -213,8 +213,8 @@ for key, name in kinds.items():
 def runs_of(tier):
     try:
         return recorded("iuvit", tier)
-    except FileNotFoundError as missing:
-        print(missing)
+    except FileNotFoundError:
+        print(f"no runs of tier {tier} are recorded here; `python tools/ablation.py iuvit --tier {tier}` makes them")
         return {}
 
 short, long = runs_of("cpu"), runs_of("cpu-long")
@@ -274,7 +274,7 @@ for tier, records in {"600 steps": short, "3,000 steps": long}.items():
 #
 # ## A better idea, or a better start?
 #
-# You know a reason to be careful from notebook 10. U-ViT's last convolution starts with small random numbers, and all colours must pass through it. In a short training that handicap alone cost a good part of the loss; a U-ViT *without* the convolution was better. Now rearrange first removes exactly this convolution. So is it better because it sees features, or because it gets rid of a bad start?
+# You know a reason to be careful from notebook 10. U-ViT's last convolution starts with small random numbers, and all colours must pass through it. In a short training that handicap alone cost a good part of the loss; a U-ViT *without* the convolution was better. Rearrange first removes exactly this convolution. So is it better because it sees features, or because it gets rid of a bad start?
 #
 # The experiment is easy. Set U-ViT's convolution to the identity before training. It has the same weights, computes the same functions and costs the same. Only the start differs.
 
@@ -395,7 +395,7 @@ shares = {name: [beyond(sight(model, t)) for t in ask] for name, model in traine
 plots.lines({name: (ask, values) for name, values in shares.items()}, x="t", y="share from beyond 3 x 3 patches")
 
 # %% [markdown]
-# All four look close by when there is little noise, and the farther the more noise there is: nobody told them, it is what the task asks for (notebook 08 began with it). A built-in convolution does not bind a network to its neighbours either, because the attention beside it is untouched. It only saves the trouble of learning who they are.
+# Look at the first two rows. Before any training U-ViT sees little more than the patches its last convolution touches, while IU-ViT sees a wide bell: five DWConv-FFNs reach five patches to each side. After training all four look close by when there is little noise, and mostly farther when there is more. It is what the task asks for (notebook 08 began with it). The built-in convolution does not bind a network to its neighbours, since the attention beside it is untouched. It saves the trouble of learning who they are.
 #
 # Has the position table learned it? Here is the similarity (cosine) of one patch's position with all others: at the start, and after training.
 
@@ -412,7 +412,7 @@ for name, model in tables.items():
 plots.grid(torch.stack([-likeness(model) for model in tables.values()]), titles=list(tables), scale=14)
 
 # %% [markdown]
-# Dark is similar. The table begins as noise, and a map of the neighbourhood has to emerge from it. After so few steps it is a beginning at most.
+# Dark is similar. In our runs U-ViT's table has learned a coarse map, the middle of the picture against its border. IU-ViT's has kept the noise it began with. It has less need of a table: the convolutions know the neighbours, and their zeros outside the grid even tell where the border is.
 #
 # ## Large patches
 #
@@ -443,7 +443,7 @@ rows["unseen emoji"] = unseen.images()[100:132]
 plots.filmstrip([torch.stack([s[k] for s in rows.values()]) for k in range(8)], rows=list(rows), scale=5)
 
 # %% [markdown]
-# A blocky picture can come from a network that has understood little, so read blockiness together with the loss. The two need not agree. In our runs of 600 steps with patches of 4, DWConv made the samples clearly less blocky, and alone it did not lower the loss. It has only a grid of 4 by 4 tokens to work on, and what is left to do lies inside the patches, where it cannot help. And remember what the rank said. A head mixes one pixel beyond each border. When patches grow, this rim shrinks in proportion: at $p = 2$ every pixel lies at a border, at $p = 16$ fewer than a quarter do. The fix that would help most, smaller patches, is the one that costs most: the paper tries a wider model and a smaller patch as ways out.
+# A blocky picture can come from a network that has understood little, so read blockiness together with the loss. The two need not agree. In our runs of 600 steps with patches of 4, DWConv alone has a far lower ratio than U-ViT, and no lower loss. Its samples tell why: they are full of grain, so the *inside* has become rough, and the borders are nearly as high as before. A ratio can improve from below. Only the two together have lower borders with an inside no rougher. (On a grid of 4 by 4 tokens the convolution has little to work on, and what is left to do lies inside the patches, where it cannot help.) Remember what the rank said. A head mixes one pixel beyond each border. When patches grow, this rim shrinks in proportion: at $p = 2$ every pixel lies at a border, at $p = 16$ fewer than a quarter do. The fix that would help most, smaller patches, is the one that costs most: the paper tries a wider model and a smaller patch as ways out.
 #
 # ## Two ways to listen to a text
 #
@@ -502,7 +502,7 @@ for kind in asked:
     print(f"{kind}: {whole.parameters / 1e6:.0f} M weights, {whole.flops / 1e9:.0f} GFLOP at full size, 256 words")
 
 # %% [markdown]
-# A short prompt has a faint voice in the joint kind, until training has made it louder. That may be why it optimised worse, but this is our reading: nothing was trained here. The separate layers have their price in weights and work.
+# The joint line lies on the share by number, so closely that it hides. A short prompt has a faint voice there, until training has made it louder. That may be why it optimised worse, but this is our reading: nothing was trained here. The separate layers have their price in weights and work.
 #
 # ## What the paper leaves open
 #
