@@ -3,7 +3,7 @@
 #
 # After this notebook you can give a transformer back a sense of neighbourhood at two places, say what each of them costs, and tell a better idea from a better start.
 #
-# Run time: about four minutes on a CPU with two idle cores, most of it training; expect as long on a T4 or a big GPU. Nothing is downloaded.
+# Run time: four to five minutes on a CPU with two idle cores, most of it training; expect as long on a T4 or a big GPU. Nothing is downloaded.
 #
 # You will
 #
@@ -153,11 +153,11 @@ for p in (2, 4, 8, 16):
     assert round(b * 1e6) == 256 * 54 * 1536
 
 # %% [markdown]
-# Read the last line twice. With patches of 16, a token of width 1536 is cut into 256 pixels of 6 features, and the whole head has 165 weights. The trunk must now hand over pixels that are all but finished. The change that was to keep more information leaves little room at large patches. Keep it in mind for later.
+# Read the last line twice. With patches of 16, a token of width 1536 is cut into 256 pixels of 6 features, and the whole head has 165 weights. The trunk must now hand over pixels that are all but finished. Keep it in mind for later.
 #
 # ## The published sizes
 #
-# IU-ViT keeps the number of tokens at 256 for all sizes of pictures, so the patch grows with the picture. On the `meta` device tensors have a shape and no memory, so the largest can be counted on a laptop.
+# IU-ViT keeps the number of tokens at 256 for all sizes of pictures, so the patch grows with the picture. On the `meta` device tensors need no memory, so even the largest can be counted.
 
 # %%
 from IPython.display import Markdown
@@ -443,7 +443,7 @@ rows["unseen emoji"] = unseen.images()[100:132]
 plots.filmstrip([torch.stack([s[k] for s in rows.values()]) for k in range(8)], rows=list(rows), scale=5)
 
 # %% [markdown]
-# A blocky picture can come from a network that has understood little, so read blockiness together with the loss. The two need not agree. In our runs of 600 steps with patches of 4, DWConv alone has a far lower ratio than U-ViT, and no lower loss. Its samples tell why: they are full of grain, so the *inside* has become rough, and the borders are nearly as high as before. A ratio can improve from below. Only the two together have lower borders with an inside no rougher. (On a grid of 4 by 4 tokens the convolution has little to work on, and what is left to do lies inside the patches, where it cannot help.) Remember what the rank said. A head mixes one pixel beyond each border. When patches grow, this rim shrinks in proportion: at $p = 2$ every pixel lies at a border, at $p = 16$ fewer than a quarter do. The fix that would help most, smaller patches, is the one that costs most: the paper tries a wider model and a smaller patch as ways out.
+# A blocky picture can come from a network that has understood little, so read blockiness together with the loss. The two need not agree. In our runs of 600 steps with patches of 4, DWConv alone has a far lower ratio than U-ViT, and no lower loss. Its samples tell why: they are full of grain, so the *inside* has become rough, and the borders are nearly as high as before. A ratio can improve from below. Only the two together have lower borders with an inside no rougher. Remember what the rank said. A head mixes one pixel beyond each border. When patches grow, this rim shrinks in proportion: at $p = 2$ every pixel lies at a border, at $p = 16$ fewer than a quarter do. The fix that would help most, smaller patches, is the one that costs most: the paper tries a wider model and a smaller patch as ways out.
 #
 # ## Two ways to listen to a text
 #
