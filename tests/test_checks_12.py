@@ -32,6 +32,7 @@ def test_gate_gradients(solved):
         "does not contain the gate": lambda s, f, g: ((g[:, None] * s * f).sum(1), g[:, None] * s),
         "wrong order": lambda s, f, g: (g[:, None] * s, (s * f).sum(1)),
         "pass the gate": lambda s, f, g: ((s * f).sum(1), s),
+        "does not pass f": lambda s, f, g: ((s * f).sum(1), s + g[:, None] * s),
         "does not contain the branch": lambda s, f, g: ((s * f).sum(1), g[:, None] * s * f),
         "expected 2": lambda s, f, g: (s * f).sum(1),
     })  # fmt: skip
@@ -55,7 +56,13 @@ def test_dit_weights(solved):
         "norm before the last layer": less(lambda depth, d, p: 2 * d * (d + 1)),
         "d -> 6 d in each": less(lambda depth, d, p: depth * 6 * d * (d + 1)),
         "no weights of their own": less(lambda depth, d, p: -(4 * depth + 2) * d),
+        "you have the second only": less(lambda depth, d, p: 257 * d),
+        "patch embedding is missing": less(lambda depth, d, p: d * (4 * p * p + 1)),
+        "last linear layer is missing": less(lambda depth, d, p: 8 * p * p * (d + 1)),
+        "four times as wide": less(lambda depth, d, p: depth * (6 * d * d + 3 * d)),
+        "less 32,963,360, is 16 where 0 is expected": less(lambda depth, d, p: -16),
     })  # fmt: skip
+    checks.check_dit_weights.__wrapped__(lambda depth, d, p: float(right(depth, d, p)))  # raises where it is wrong
 
 
 def test_adaln_single(solved):

@@ -37,7 +37,8 @@ def check_gate_gradients(gate_gradients):
             "the slope has to pass the gate on its way to the branch: multiply by it": slope,
             "the gradient by the branch does not contain the branch": gate[:, None] * product,
             "the gates are still to be multiplied by the slope": gate[:, None].expand_as(slope),
-            "asked is the gradient by f(x), not by x; the residual connection does not pass f": slope + gate[:, None] * slope,
+            "asked is the gradient by f(x), not by x; the residual connection does not pass f":
+                slope + gate[:, None] * slope,
         }
         compare(of_branch, branch_in.grad, mistakes, name="the gradient of the branch")
 
