@@ -51,6 +51,7 @@ def test_skip_weight(solved):
         "halves are swapped": pieces(lambda eye, a, b: torch.cat([b * eye, a * eye], 1)),
         "this is transposed": pieces(lambda eye, a, b: torch.cat([a * eye, b * eye], 0)),
         "ones everywhere": lambda dim, a, b: torch.ones(dim, 2 * dim),
+        "nothing of lower": pieces(lambda eye, a, b: torch.cat([a * eye, torch.zeros_like(eye)], 1)),
         "the same factor": pieces(lambda eye, a, b: torch.cat([a * eye, a * eye], 1)),
         "side by side": pieces(lambda eye, a, b: torch.stack([a * eye, b * eye], 2).flatten(1)),
     })  # fmt: skip
@@ -76,6 +77,13 @@ def test_grow_positions(solved):
         grid = F.interpolate(pos_embed[:, extras:].mT, size=size**2, mode="linear").mT
         return torch.cat([pos_embed[:, :extras], grid], dim=1)
 
+    def reshaped(pos_embed, extras, size, back=False):
+        side = round((pos_embed.shape[1] - extras) ** 0.5)
+        grid = pos_embed[:, extras:].reshape(1, pos_embed.shape[2], side, side)
+        grid = F.interpolate(grid, size=(size, size), mode="bilinear")
+        grid = grid.reshape(1, size**2, -1) if back else grid.flatten(2).transpose(1, 2)
+        return torch.cat([pos_embed[:, :extras], grid], dim=1)
+
     def at_the_end(pos_embed, extras, size):
         right = checks.grown(pos_embed, extras, size)
         return torch.cat([right[:, extras:], right[:, :extras]], dim=1)
@@ -86,6 +94,10 @@ def test_grow_positions(solved):
         "nearest position is repeated": lambda *a: checks.grown(*a, mode="nearest"),
         "corner on corner": lambda *a: checks.grown(*a, align_corners=True),
         "rows and columns are swapped": lambda *a: checks.grown(*a, swap=True),
+        "this is bicubic": lambda *a: checks.grown(*a, mode="bicubic"),
+        "exchange tokens and channels first": reshaped,
+        "exchange the axes back": lambda *a: checks.grown(*a, torn=("out",)),
+        "before and after the resizing": lambda *a: reshaped(*a, back=True),
         "went to the end": at_the_end,
         "before the patches are gone": lambda pos, extras, size: checks.grown(pos, extras, size)[:, extras:],
     })  # fmt: skip

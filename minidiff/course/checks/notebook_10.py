@@ -36,6 +36,8 @@ def check_skip_weight(skip_weight):
             where + "this is transposed: a Linear keeps its weight as (outputs, inputs), here (dim, 2 dim)": right.T,
             where + "there are ones everywhere, which sums up all channels; each output channel takes one":
                 torch.cat([torch.full((dim, dim), a), torch.full((dim, dim), b)], dim=1),
+            where + "there is nothing of lower; b times the identity belongs into the second half":
+                torch.cat([a * eye, 0 * eye], dim=1),
             where + "both halves have the same factor":
                 torch.cat([a * eye, a * eye], dim=1),
             where + "the pairs of channels stand side by side; all of x comes first, then all of lower":
@@ -44,12 +46,17 @@ def check_skip_weight(skip_weight):
         compare(skip_weight(dim, a, b), right, mistakes, name=where + "the weight")
 
 
-def grown(pos_embed, extras, size, mode="bilinear", swap=False, **options):
+def grown(pos_embed, extras, size, mode="bilinear", swap=False, torn=(), **options):
     """The positions (1, extras + size^2, dim) for a grid of another size; the options are mistakes."""
     first, grid = pos_embed[:, :extras], pos_embed[:, extras:]
     side = round(grid.shape[1] ** 0.5)
-    grid = grid.transpose(1, 2).unflatten(2, (side, side))  # (1, dim, side, side)
+    if "in" in torn:  # a reshape where axes should be exchanged
+        grid = grid.reshape(1, -1, side, side)
+    else:
+        grid = grid.transpose(1, 2).unflatten(2, (side, side))  # (1, dim, side, side)
     grid = F.interpolate(grid.mT if swap else grid, size=(size, size), mode=mode, **options)
+    if "out" in torn:
+        return torch.cat([first, grid.reshape(1, size**2, -1)], dim=1)
     return torch.cat([first, grid.flatten(2).transpose(1, 2)], dim=1)
 
 
@@ -73,7 +80,14 @@ def check_grow_positions(grow_positions):
             "the nearest position is repeated; take mode='bilinear'": grown(pos_embed, extras, size, mode="nearest"),
             "align_corners=True puts corner on corner; with patches, the default (False) is right":
                 grown(pos_embed, extras, size, align_corners=True),
+            "this is bicubic; take mode='bilinear'": grown(pos_embed, extras, size, mode="bicubic"),
             "rows and columns are swapped": grown(pos_embed, extras, size, swap=True),
+            "a reshape to (1, dim, side, side) tears the vectors apart; exchange tokens and channels first":
+                grown(pos_embed, extras, size, torn=("in",)),
+            "a reshape to (1, size * size, dim) tears the vectors apart; exchange the axes back":
+                grown(pos_embed, extras, size, torn=("out",)),
+            "reshapes tear the vectors apart, before and after the resizing; exchange tokens and channels instead":
+                grown(pos_embed, extras, size, torn=("in", "out")),
             "the tokens without a place went to the end; they come first":
                 torch.cat([right[:, extras:], right[:, :extras]], dim=1),
         }  # fmt: skip
