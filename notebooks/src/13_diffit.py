@@ -36,7 +36,7 @@ run = setup()
 #
 # $$\text{out}_i = W_o \sum_j w_{ij} v_j, \qquad w_{ij} = \operatorname{softmax}_j\Big(\frac{q_i \cdot k_j}{\sqrt{d}} + B_{ij}\Big).$$
 #
-# Here $d$ is the width of a head. That is all that is new in the paper's attention. (Each of the four linear maps has a constant as well; count it to $c$ or to $x$.)
+# Here $d$ is the width of a head. (Each linear map has a constant as well.)
 #
 # ### A bias by distance
 #
@@ -179,7 +179,7 @@ assert torch.allclose(layer(x, c), theirs, atol=1e-4)
 print("U_k replaced by noise: the same output")
 
 # %% [markdown]
-# What is left of the gradient of $U_k$ is rounding. Nothing about this depends on training, on size, or on the picture. The paper's formula has three maps of the time, the released weights hold three, and one of them never had an effect.
+# What is left of the gradient of $U_k$ is rounding. Nothing here depends on training or size. The paper's formula and the released weights have three maps of the time, and one of them never had an effect.
 #
 # ## What the time can say
 #
@@ -187,7 +187,7 @@ print("U_k replaced by noise: the same output")
 #
 # $$\text{out}_i = W_o \sum_j \operatorname{softmax}_j\Big(\frac{q^x_i \cdot k^x_j}{\sqrt d} + a_j(t) + B_{ij}\Big)\, v^x_j \;+\; W_o U_v c, \qquad a_j(t) = \frac{U_q c \cdot k^x_j}{\sqrt d}.$$
 #
-# Read it slowly. The time acts in two places. The last term is a vector added to every token alike, just as the U-Net adds its time embedding. And $a_j(t)$ is a **popularity**: at this time, tokens of this kind are looked at more, by everybody. There is no term with $t$, $i$ and $j$ together. Within a layer the time cannot say "eyes look at mouths now"; it can only say "mouths are worth looking at now".
+# Read it slowly. The time acts in two places. The last term is a vector added to every token alike, just as the U-Net adds its time embedding. And $a_j(t)$ is a **popularity**: at this time, tokens of this kind are looked at more, by everybody. There is no term with $t$, $i$ and $j$ together. Within a layer the time cannot say "eyes look at mouths now"; it can only say "mouths are worth looking at now". And so for the class, where $c$ holds it, too.
 
 # %%
 def popularity_attention(x, c, p, g):
@@ -240,7 +240,7 @@ def diffit(x, time, y, p):
     return unpatchify(p.head(F.silu(norm(tokens))), p.patch_size, p.grid, p.grid)
 
 # %% [markdown]
-# Compare with the package. It has no small latent DiffiT by name, so take the large one and make it small: pixels of emoji in place of latents, width 96, five blocks. With four it would have fewer weights than the small DiT of notebook 12; five make it about as large. The last layer starts at zero, which would prove little, so fill it first.
+# Compare with the package. Make its large network small: pixels of emoji in place of latents, width 96, and five blocks, which make it about as large as the DiT of notebook 12 with its four. The last layer starts at zero, which would prove little, so fill it first.
 
 # %%
 data = minidiff.load_dataset("emoji", size=16)
@@ -282,7 +282,7 @@ assert counted["256 pixels, 30 blocks, as in the text"][0] == 601_201_664
 Markdown("\n".join(rows))
 
 # %% [markdown]
-# The count decides: the 561 million are those of 28 blocks, and with 30 it would be 601. The 512-pixel network differs in the tables of its bias and of its positions alone. DiT-XL/2 spends far more on the time, since it modulates more. And the last column is the price of the algebra above: of every fifteen weights of the published DiffiT, one is in a matrix that cannot change its output.
+# The count decides: 561 million are 28 blocks, and 30 would be 601. The 512-pixel network differs in the tables of its bias and positions alone. DiT-XL/2 spends twice as much on the time, since it modulates more. And the last column is the price of the algebra above: of every fifteen weights of the published DiffiT, one is in a matrix that cannot change its output.
 #
 # ## Train one, and a DiT beside it
 #
@@ -364,7 +364,7 @@ def draw_strips(noisy, strips):
 draw_strips(noisy, strips)
 
 # %% [markdown]
-# Both networks move their attention from the clean to the noisy end. That alone proves nothing about how they are told the time, since the picture changes as well as $t$. Keep the question for the next section, and look around first: choose the block, the head, the time and the patch.
+# Both networks move their attention on the way. That says nothing yet about how they are told the time, since the picture changes as well as $t$. The next section separates the two. First look around: choose the block, the head, the time and the patch.
 
 # %%
 from minidiff.course.attention import explore_attention
@@ -398,11 +398,11 @@ plots.lines(travelled, x="t", y="distance from the maps at t = 0.5")
 # %% [markdown]
 # The printed numbers are means of the two ends, over all blocks, heads, asking patches and pictures. Compare "time alone" of the two networks: the paper's idea against DiT's modulation, in the same currency. A network whose maps are nearly uniform has little to move; "another picture" tells how lively its maps are at all.
 #
-# Where DiT is not far behind, or even ahead, recall the algebra: its scale reaches the token-token term, which the time in DiffiT cannot. One small training decides nothing about large networks. But "the maps change over time" is no privilege of DiffiT, because the tokens change over time in every denoiser.
+# Where DiT is not far behind, or even ahead, recall the algebra: its scale reaches the token-token term, which the time in DiffiT cannot. But "the maps change over time" is no privilege of DiffiT, because the tokens change over time in every denoiser.
 #
 # ## Deaf queries, deaf values
 #
-# You can ask DiffiT directly which of its three ears it needs. Take the trained network, and let $U_q c$, $U_k c$ or $U_v c$ be what it would be at $t = 0.5$, whatever the time is. Then measure the loss on unseen pictures. Make a guess first: the paper's story says that the queries matter, since they decide where to look.
+# You can ask DiffiT directly which of its three ears it needs. Take the trained network, and let $U_q c$, $U_k c$ or $U_v c$ be what it would be at $t = 0.5$, whatever the time is. Then measure the loss on unseen pictures. Make a guess first: the name suggests the queries, since they decide where to look.
 
 # %%
 def make_deaf(network, deaf):
@@ -437,7 +437,7 @@ assert torch.allclose(worse["keys deaf"], torch.ones(len(levels)), atol=1e-3)
 plots.lines({name: (levels, v) for name, v in worse.items()}, x="t", y="loss / loss when all hear")
 
 # %% [markdown]
-# Deaf keys cost nothing, as they must: the line is at 1 for every $t$. The other two are the popularity and the shift. If the curve of the values lies above that of the queries, most of what this network knows about the time came through the plain sum, the way a U-Net is told, and its maps moved because the *tokens* had heard of the time in the blocks before. This is a young network, and a shift is easy to learn. Whether the queries catch up in a long training is worth an experiment; on a GPU this notebook makes it.
+# Deaf keys cost nothing, as they must: their line is at 1 for every $t$. The other two are the popularity and the shift. If the curve of the values lies above that of the queries, most of what this network knows about the time came through the plain sum, the way a U-Net is told. See also how far the maps still move when the queries are deaf: the *tokens* carry the time from block to block, and so the maps follow it all the same. This is a young network, and a shift is easy to learn. On a GPU the notebook trains longer, and you can see whether the queries catch up.
 #
 # ## Three ways at equal size
 #
@@ -492,62 +492,36 @@ display(plots.lines(ratios, x="t", y="held-out loss / adaLN-Zero's"))
 plots.filmstrip(torch.stack([one["samples"][:9] for one in records.values()], dim=1), rows=list(records))
 
 # %% [markdown]
-# Be fair to both sides. DiT gets one advantage: its gates let it start as the identity, and 600 steps reward a good start. DiffiT gets another, one block more for the same weights. The paper compares with networks trained for hundreds of thousands of steps, which nothing here can repeat.
+# Be fair to both sides. DiT's gates let it start as the identity, and 600 steps reward a good start. DiffiT has one block more for the same weights, and so more work. The paper's comparison is between networks trained for hundreds of thousands of steps.
 #
 # ## DiffiT for pixels: a U of windows
 #
 # The other half of the paper is a network for images. It is a U-Net whose residual blocks hold a DiffiT block: norm, swish, 3 by 3 convolution, then tokens, TMSA and MLP, and the shortcut. Every pixel is a token, so full attention would be too expensive: $n$ pixels make $n^2$ pairs. The picture is cut into **windows** of $w \times w$ pixels, and each attends to itself: $n w^2$ pairs.
 #
-# To cut without a loop is a matter of shapes. Compare with slices, then draw the windows of a picture at the three levels of the small network, all of 4 by 4, and the reach of one block: the pixels whose change moves the pixel in the middle.
+# To cut without a loop is a matter of shapes. Compare with slices, then look at the windows of a picture, 4 by 4 on each of the three levels of the small network, and at the reach of one block: all pixels whose change moves the red one, its own window darker.
 
 # %%
 from minidiff.backbones.diffit import ResBlock
 from minidiff.backbones.swin import split_windows
 
-image = smiley.permute(0, 2, 3, 1)  # (1, 16, 16, 3)
+image, panels = smiley.permute(0, 2, 3, 1), []  # (1, 16, 16, 3)
 cut = torch.stack([image[0, i : i + 4, j : j + 4].flatten(0, 1) for i in range(0, 16, 4) for j in range(0, 16, 4)])
-mine = image.view(1, 4, 4, 4, 4, 3).permute(0, 1, 3, 2, 4, 5).reshape(16, 16, 3)  # window, token, channel
+mine = image.view(1, 4, 4, 4, 4, 3).transpose(2, 3).reshape(16, 16, 3)  # window, token, channel
 assert torch.equal(mine, cut) and torch.equal(split_windows(image, (4, 4)), cut)
-
-
-def reach(window):
-    """Where a pixel of a block's output has a gradient, (16, 16), the norm over all pixels left out."""
-    torch.manual_seed(0)
-    block = ResBlock(8, 8, head_dim=8, mlp_ratio=4, window=window, emb=8, num_groups=2)
-    block.norm, x = nn.Identity(), torch.randn(1, 8, 16, 16, requires_grad=True)
-    block(x, torch.randn(1, 8))[0, :, 6, 6].sum().backward()
-    return x.grad[0].abs().sum(0) > 0
-
-
-print("pixels that one sees: window of 2", reach(2).sum().item(), "· of 4", reach(4).sum().item(), "· of 8",
-      reach(8).sum().item(), "of 256")
-
-# %% [markdown]
-# Lines are the borders of windows. In the last panel the window of the marked pixel is framed.
-
-# %%
-@plots.quiet
-def draw_windows():
-    import matplotlib.pyplot as plt
-    from matplotlib.patches import Rectangle
-    figure, axes = plt.subplots(1, 4, figsize=(9.2, 2.6))
-    for ax, side in zip(axes, (16, 8, 4)):
-        ax.imshow((F.avg_pool2d(smiley, 16 // side)[0].permute(1, 2, 0) / 2 + 0.5).clamp(0, 1))
-        for k in range(4, side, 4):
-            ax.axhline(k - 0.5, color="#0072B2", linewidth=2)
-            ax.axvline(k - 0.5, color="#0072B2", linewidth=2)
-        ax.set_title(f"{side} x {side}: {(side // 4) ** 2} window{'s' * (side > 4)}")
-    axes[3].imshow(reach(4), cmap="Greys", vmin=0, vmax=1.6)
-    axes[3].add_patch(Rectangle((3.5, 3.5), 4, 4, fill=False, edgecolor="#D55E00", linewidth=2))
-    axes[3].plot(6, 6, "s", color="#D55E00", markersize=6)
-    axes[3].set_title("what one pixel sees")
-    for ax in axes:
-        ax.set(xticks=[], yticks=[])
-        ax.grid(False)
-    return figure
-
-
-draw_windows()
+for side in (16, 8, 4):
+    odd = torch.arange(side) // 4 % 2
+    board = 1 - 0.4 * (odd[:, None] ^ odd)  # every other window is darker
+    panels.append(F.interpolate((F.avg_pool2d(smiley, 16 // side) + 1) * board - 1, 16)[0])
+torch.manual_seed(0)
+block = ResBlock(8, 8, head_dim=8, mlp_ratio=4, window=4, emb=8, num_groups=2)
+block.norm, x8 = nn.Identity(), torch.randn(1, 8, 16, 16, requires_grad=True)  # a norm sees all pixels: left out
+block(x8, torch.randn(1, 8))[0, :, 6, 6].sum().backward()
+seen = (x8.grad[0].abs().sum(0) > 0).float()  # (16, 16)
+window = F.pad(torch.ones(4, 4), (4, 8, 4, 8))
+panels.append((1 - 0.6 * seen - 0.5 * window).repeat(3, 1, 1))
+panels[-1][:, 6, 6] = torch.tensor([0.8, -0.3, -1.0])
+titles = ["16 windows", "4 windows", "1 window", f"reach: {seen.sum():.0f} pixels"]
+plots.grid(torch.stack(panels), titles=titles, scale=10)
 
 # %% [markdown]
 # Unlike Swin, whose windows you meet in the next notebook, DiffiT's do not shift. Windows exchange nothing but what the convolution carries over the border, one pixel a block. On a level where a window covers everything, attention is global; that is the job of the lower levels. The paper finds that windows of 4 in place of 2 improve the FID by 23 %, and 8 in place of 4 only by 1.5 %.
@@ -568,9 +542,11 @@ draw_windows()
 #
 # ## Guidance that grows
 #
-# The samples of the paper are made with a guidance of its own kind, taken from MDT. Constant guidance ([notebook 07](07_guidance.ipynb)) pulls as strongly at $t = 1$, where the plan is made, as at the end. That costs variety: all pictures of a class begin alike. **Power-cosine** guidance begins with no guidance and grows to its full scale $s$ only near the data:
+# The samples at 256 pixels are made with a guidance of its own kind, known from MDT (those at 512 with a constant 1.49). Constant guidance ([notebook 07](07_guidance.ipynb)) pulls as strongly at $t = 1$, where the plan is made, as at the end. That costs variety: all pictures of a class begin alike. **Power-cosine** guidance begins with no guidance and grows to its full scale $s$ only near the data:
 #
 # $$\text{scale}(t) = 1 + (s - 1)\,\frac{1 - \cos\!\big(\pi (1 - t)^{p}\big)}{2}, \qquad p = 4.$$
+#
+# Draw it, and try it on a network that is trained well, the `emoji-unet` that comes with the course: guidance does not care what is inside. The variety is the mean distance between two pictures of the same class, a smiley.
 
 # %%
 from minidiff.guidance import cosine_weight
@@ -582,15 +558,9 @@ assert torch.allclose(by_hand, theirs, atol=1e-5)
 shapes = {"power 4, as released": (t, theirs)}
 shapes["power 1"] = (t, [cosine_weight(4.4, 1, at) for at in t.tolist()])
 shapes["constant"] = (t, torch.full((101,), 4.4))
-print(f"mean scale over t: {theirs.mean():.2f}; half of the growth is done at t = {t[theirs < 2.7][0]:.2f}")
 figure = plots.lines(shapes, x="t", y="guidance scale, s = 4.4")
 figure.axes[0].legend(loc="upper right", bbox_to_anchor=(1.0, 0.92), frameon=False)
-figure
-
-# %% [markdown]
-# With $p = 4$ more than half of the trajectory is hardly guided at all, so the large 4.4 is not comparable with DiT's constant 1.5. Try both on a network that is trained well, the `emoji-unet` that comes with the course; guidance does not care what is inside. The variety is the mean distance between two pictures of the same class.
-
-# %%
+display(figure)
 model = minidiff.load("emoji-unet", run.device)
 count = 16 if run.tier != "smoke" else 4
 settings = dict(y=seven.repeat(count).to(run.device), steps=20 if run.tier != "smoke" else 2, sampler="dpmpp_2m",
@@ -602,7 +572,7 @@ print("variety:", ", ".join(f"{name} {v:.1f}" for name, v in variety.items()))
 plots.filmstrip(torch.stack([made[:9] for made in drawn.values()], dim=1), rows=list(drawn))
 
 # %% [markdown]
-# Constant guidance makes the pictures more typical and more alike. The late one keeps the plans of the first row and sharpens what is there.
+# With $p = 4$ more than half of the trajectory is hardly guided at all, so 4.4 cannot be compared with DiT's constant 1.5. Constant guidance makes the pictures more typical and more alike. The late one keeps the plans of the first row, with those that were no smileys, and works on what is there.
 #
 # ## What the paper found, what you measured
 
@@ -630,7 +600,7 @@ findings = [
 Markdown("| paper | here |\n|---|---|\n" + "\n".join(f"| {paper} | {here} |" for paper, here in findings))
 
 # %% [markdown]
-# Numbers in the right column come from minutes of training on small pictures. They can contradict a mechanism, and the first row does: it is algebra. They cannot contradict an FID.
+# Minutes of training on small pictures cannot contradict an FID. The first row does not need them: that the keys' part has no effect is algebra.
 #
 # ## Exercises
 #
@@ -676,7 +646,7 @@ def timed_bias(tables, g):
 exercises.check_timed_bias(timed_bias)
 
 # %% [markdown]
-# Now the project. Write an attention with plain queries, keys and values and this bias, with tables from one linear map of $c$ that starts at zero. Put it in the place of `attn` in each block of the small network, train with `recipe`, and compare. Then repeat "Deaf queries, deaf values" with it, and add a time shift to its output. Which of your three networks is best, and does the order agree with the paper?
+# Now the project. Write an attention with plain queries, keys and values and this bias, with tables from one linear map of $c$ that starts at zero. Put it in the place of `attn` in each block of the small network, train with `recipe`, and compare. Then add a time shift to its output. Which of the three is best, and does the order agree with the paper?
 #
 # ## What you learned
 #
