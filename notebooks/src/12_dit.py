@@ -90,7 +90,7 @@ print("for each condition adaLN is a layer norm, with constants of its own")
 # %% [markdown]
 # ## Built by hand
 #
-# Now the whole network, with the weights of a small DiT of the package: 16-pixel pictures, patches of 2 by 2, so 64 tokens, of width $d = 96$, in 4 blocks. A fresh DiT has many zeros; the next section says why. For the comparison, fill them with random numbers.
+# Now the whole network, with the weights of a small DiT of the package: 16-pixel pictures, patches of 2 by 2, so 64 tokens, of width $d = 96$, in 4 blocks. A fresh DiT has many zeros; the next section says why. For now, fill them with random numbers.
 
 # %%
 data = minidiff.load_dataset("emoji", size=16)
@@ -228,7 +228,7 @@ figure
 #
 # $$\frac{\partial L}{\partial g} = \sum_{\text{tokens}} \frac{\partial L}{\partial x'} \odot f_\theta(x), \qquad \frac{\partial L}{\partial \theta} = \Big(\frac{\partial f_\theta}{\partial\theta}\Big)^{\!\top}\! \Big(g \odot \frac{\partial L}{\partial x'}\Big).$$
 #
-# At $g = 0$ the branch gets no gradient, and the gate gets one: some channels of the random branch point the right way, and the gate learns which. But $\partial L/\partial x'$ has to come back through the last layer, and that is zero as well. So guess: who learns in which step? Then look.
+# At $g = 0$ the branch gets no gradient, and the gate gets one: some channels of the random branch point the right way, and the gate learns which. But $\partial L/\partial x'$ has to come back through the last layer, and that is zero as well. So guess: who learns in which step?
 
 # %%
 from IPython.display import Markdown
@@ -308,7 +308,7 @@ plots.lines(curves, x="step", y="RMS of the gates")
 #
 # ## What it says when
 #
-# Now read the modulation. For one class and all times, here is the RMS over the channels of each of the six vectors, for each block. Both panels of a column share their colours. Where does it change most with the time?
+# Now read the modulation. For one class and all times, here is the RMS over the channels of each of the six vectors, for each block. Both panels of a column share their colours.
 
 # %%
 times = torch.linspace(0.001, 1, 100)
