@@ -24,18 +24,6 @@ def stub(*args):
     ...
 
 
-def test_keys_met(solved):
-    prove(checks.check_keys_met, solved["keys_met"], stub, {
-        "not the pairs of all": lambda h, w, p: ((h * w) ** 2, p * p, (p * p + h * w / p**2) / 2),
-        "side of a square map": lambda h, w, p: (h, p * p, (p * p + h * w / p**2) / 2),
-        "p rows of p tokens": lambda h, w, p: (h * w, p, (p * p + h * w / p**2) / 2),
-        "number of windows": lambda h, w, p: (h * w, h * w // p**2, (p * p + h * w / p**2) / 2),
-        "do not add": lambda h, w, p: (h * w, p * p, p * p + h * w / p**2),
-        "not its side": lambda h, w, p: (h * w, p * p, (p * p + h * w / p) / 2),
-        "expected 3": lambda h, w, p: (h * w, p * p),
-    })  # fmt: skip
-
-
 def test_line_mask(solved):
     right = solved["line_mask"]
 

@@ -1,9 +1,3 @@
-# %% tags=["exercise"] name="keys_met"
-def keys_met(height, width, p):
-    """-> (global, windows, multi-axis), three numbers."""
-    tokens = height * width
-    return tokens, p * p, (p * p + tokens / p**2) / 2
-
 # %% tags=["exercise"] name="line_mask"
 def line_mask(n, w, s):
     """-> (n / w windows, w, w), 0.0 or -100.0; 0 <= s < w, and w divides n."""
@@ -18,7 +12,7 @@ def tf_shuffle(x):
 
 # %% tags=["exercise"] name="reached"
 def reached(allowed):
-    """allowed: a list of (N, N) bool, the first layer first -> (N, N) bool, [i, j] True if output i depends on input j."""
+    """allowed: a list of (N, N) bool, the first layer first -> (N, N) bool, True where output i depends on input j."""
     seen = torch.eye(len(allowed[0]))
     for pairs in allowed:
         seen = ((pairs.float() + torch.eye(len(pairs))) @ seen > 0).float()

@@ -1,38 +1,9 @@
-"""Checks of notebook 14: the keys of a query, the mask of a rolled line, two orders of a shuffle, who is reached."""
+"""Checks of notebook 14: the mask of a rolled line, two orders of a shuffle, who is reached."""
 
 import torch
 import torch.nn.functional as F
 
-from minidiff.course.exercises import compare, exercise, unpack
-
-
-@exercise("the last number is smallest where p is near the root of the side: blocks have to grow with the map.")
-def check_keys_met(keys_met):
-    for height, width, p in ((32, 32, 8), (16, 48, 4), (8, 8, 4)):
-        whole, windows, axes = unpack(keys_met(height, width, p), "global", "windows", "multi-axis")
-        n, blocks = height * width, height * width // p**2
-        mistakes = {
-            "every token is a key; you have the side of a square map": height,
-            "count the keys of one query, not the pairs of all": n * n,
-            "the query meets itself, too": n - 1,
-        }
-        compare(whole, n, mistakes, name=f"the first number, for {height} x {width}")
-        mistakes = {
-            "a window has p rows of p tokens": p,
-            "this is the number of windows; the keys are the tokens in one": blocks,
-            "count the keys of one query, not the pairs of all": n * p**2,
-        }
-        compare(windows, p * p, mistakes, name=f"the second number, for windows of {p}")
-        mistakes = {
-            "each head has one axis only: average the two halves, do not add": p * p + blocks,
-            "only half of the heads stay inside the block": p * p,
-            "only half of the heads look across blocks": blocks,
-            "average over the heads: each half counts by one half": (p * p + blocks) / 4,
-            "across blocks there are N / p^2 keys: divide by a block's tokens, not its side": (p * p + n / p) / 2,
-            "across blocks all of them are asked, in rows and in columns: N / p^2 keys": (p * p + height / p) / 2,
-            "across blocks a query meets one token of each block, not all": (p * p + n) / 2,
-        }
-        compare(axes, (p * p + blocks) / 2, mistakes, name=f"the third number, for {height} x {width} and p = {p}")
+from minidiff.course.exercises import compare, exercise
 
 
 @exercise("only the last window has a seam: one corner of the picture, in two dimensions a whole row and column.")
