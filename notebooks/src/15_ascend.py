@@ -297,7 +297,7 @@ draw_costs(costs)
 #
 # ## Encoder times decoder
 #
-# The claim has two parts. A Swin encoder is better than a residual one. And encoder and decoder are independent choices: it should not depend on the decoder which encoder is better. The experiment for both is a table of two by two. The paper had such runs on CIFAR-10, for 120,000 steps each: residual blocks on both sides, Swin with a residual decoder, probably the reverse. Its numbers are lost.
+# The idea makes two claims. A Swin encoder is better than a residual one. And the choices are independent: which encoder is better should not depend on the decoder. The experiment for both is a table of two by two. The paper had such runs on CIFAR-10, for 120,000 steps each: residual blocks on both sides, Swin with a residual decoder, probably the reverse. Its numbers are lost.
 #
 # Ours are the small network on emoji of 16 pixels, with equal data, order, noise and recipe: 600 steps of 64 (`python tools/ablation.py ascend --tier cpu`). The loss is on held-out pictures.
 
@@ -355,7 +355,7 @@ print(f"another seed: {100 * max(seeds):.1f} % at most, of {len(seeds)}" if seed
 plots.bars(list(effects), list(effects.values()), x="change of the held-out loss, %") if effects else None
 
 # %% [markdown]
-# Hold the three against the last line. A first number that is negative and larger than luck confirms the paper here. A positive one contradicts it, and there would be a plain reason: at 16 pixels a convolution sees most of the map anyway, and 600 steps reward whoever starts fast. The second claim is about the third number. An interaction as large as an effect means that you cannot choose one half without knowing the other.
+# Hold the three against the last line. A first number that is negative and larger than luck agrees with the paper. A positive one contradicts it, and there would be a plain reason: at 16 pixels a convolution sees most of the map anyway. (The seeds are mostly those of other networks: take them as a rough scale.) The second claim is about the third number. An interaction as large as an effect means that you cannot choose one half without knowing the other.
 #
 # Where in the noise do they differ? And what do they draw?
 
@@ -465,11 +465,11 @@ curves = {family: ([spent[family, step] for step in marks], [tested[family, step
 plots.lines(curves, x="seconds of training, here", y="held-out loss", log="y")
 
 # %% [markdown]
-# Who leads in the first figure need not lead in the second. And neither tells who will lead after the 120,000 steps of the paper. These are comparisons of *starts*, with one seed and one learning rate for all, which suits some better than others.
+# Who leads in the first figure need not lead in the second, and neither tells who will lead after the 120,000 steps of the paper. These are comparisons of *starts*, with one seed and one learning rate for all, which suits some better than others.
 #
 # ## Does the encoder understand?
 #
-# "The encoder has to understand" sounds good. Can it be tested? Give the trained ASCEND noisy emoji, as much noise as signal, and do *not* tell it the class. After each unit take mean and spread of every channel, and fit the simplest reader there is: a linear one, by least squares, that tells the ten classes from these numbers. How often it is right on unseen emoji says how plainly the class stands there. The same reader on the noisy pixels, and on the network before its training, tells what the training added.
+# "The encoder has to understand" sounds good. Can it be tested? Give the trained ASCEND noisy emoji, as much noise as signal, and do *not* tell it the class. After each unit take mean and spread of every channel, and fit the simplest reader there is: a linear one, by least squares, that tells the ten classes from these numbers. How often it is right on unseen emoji says how plainly the class stands there. The same reader on the noisy pixels, and on the untrained network, tells what training added.
 
 # %%
 def units(net):
@@ -520,7 +520,7 @@ print(f"always naming the commonest class: {most:.0%} right")
 figure
 
 # %% [markdown]
-# E8 is the encoder's unit on the map of 8 by 8, M the middle, D8a and D8b the decoder's two at that size. The story of the paper would be a curve that rises through E and falls through D, and does so more than before the training. Be careful before you believe or reject it. The training was very short, and 1 % is four emoji. The finest maps have 24 channels, the others 48, and give the reader less, so look at the gap between the curves. And nobody asked this network for classes; it learns them as far as they help to remove noise. (Other readers, of the means alone or of means over quarters of the map, gave a similar gap when this was written; with many more numbers, or less noise, it was smaller.)
+# E8 is the encoder's unit on the map of 8 by 8, M the middle, D8a and D8b the decoder's two at that size. The story of the paper would be a curve that rises through E and falls through D, and does so more than before the training. Be careful before you believe or reject it. The training was very short, and 1 % is four emoji. The finest maps have 24 channels, the others 48, so look at the gap between the curves. And nobody asked this network for classes. (Readers of the means alone, or of means over quarters of the map, gave a similar gap when this was written; with many more numbers, or less noise, it was smaller.)
 #
 # ## What the skips carry
 #
@@ -574,11 +574,11 @@ if beside("no-skips"):
     display(plots.lines(curves, x="t", y="loss / loss with skips", log="y"))
 
 # %% [markdown]
-# The two curves answer different questions: how much a trained decoder leans on its skips, and how much a network needs them. A network that knows from the start that no skips will come can use its bottom for what the skips would carry, as far as there is room.
+# Silencing says how much a trained decoder leans on its skips. Training without says how much a network needs them: it can use its bottom for what the skips would carry, as far as there is room.
 #
 # ## Merging or convolving
 #
-# Between two levels the package offers patch merging and expanding, or convolutions (`resample="conv"`): stride 2 on the way down, on the way up doubled pixels and a convolution. What is the difference? Change one pixel, send it down and up again through untrained layers, and see what changes.
+# Between two levels the package offers patch merging and expanding, or convolutions (`resample="conv"`): stride 2 on the way down, on the way up doubled pixels and a convolution. To see the difference, change one pixel, send it down and up again through untrained layers,.
 
 # %%
 from minidiff.backbones.ascend import ConvDown, ConvUp, PatchExpand, PatchMerge
@@ -703,7 +703,7 @@ exercises.check_light_decode(light_decode)
 # ## Where to read on
 #
 # - The paper of IU-ViT and ASCEND, arXiv 2212.13771. `minidiff/backbones/ascend.py` lists what it leaves open.
-# - Liu et al., *Swin transformer*, 2021, arXiv 2103.14030. Cao et al., *Swin-Unet*, 2021, arXiv 2105.05537: Swin on both ways, for segmentation.
+# - Liu et al., *Swin transformer*, 2021, arXiv 2103.14030.
 # - He et al., *Masked autoencoders are scalable vision learners*, 2022, arXiv 2111.06377: the asymmetry that inspired this one.
 # - Dhariwal, Nichol, *Diffusion models beat GANs on image synthesis*, 2021, arXiv 2105.05233: the residual blocks.
 #
