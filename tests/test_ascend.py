@@ -115,12 +115,11 @@ def test_checkpointing_changes_no_number():
         assert torch.allclose(plain, again, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name, millions", [("ascend_t2i_64", 300), ("ascend_t2i_128", 590)])
-def test_text_models_have_the_published_size_within_two_percent(name, millions):
+@pytest.mark.parametrize("name", ["ascend_t2i_64", "ascend_t2i_128"])
+def test_text_models_take_long_texts(name):
+    """Their printed parameter counts: test_goldens.py."""
     with torch.device("meta"):
         network = create_model(name)
-        count = sum(parameter.numel() for parameter in network.parameters())
-        assert abs(count / 1e6 / millions - 1) < 0.02
         size = network.shape[1]
         y = Text(torch.zeros(1, 256, 1024), torch.ones(1, 256, dtype=torch.bool), torch.zeros(1, 1024))
         assert network(torch.zeros(1, 3, size, size), torch.zeros(1), y).shape == (1, 3, size, size)
