@@ -22,13 +22,11 @@ run = setup()
 # %% [markdown]
 # ## The bill
 #
-# U-ViT and DiT let every token look at every other one. With $N$ tokens that makes $N^2$ pairs. Twice the side of the picture is four times the tokens and sixteen times the pairs. So they cut pictures into patches, and large pictures into large patches, or work on a small latent. What if you want every pixel to be a token?
-#
-# Then a token must look at fewer others. Let $K$ be how many keys a query meets on average, and $C$ the number of channels. Four linear maps make queries, keys, values and the output; two products per pair do the looking. Count a multiplication and an addition as two:
+# U-ViT and DiT let every token look at every other one. With $N$ tokens that makes $N^2$ pairs. Twice the side of the picture is four times the tokens and sixteen times the pairs. So they cut pictures into patches, or work on a small latent. If you want every pixel to be a token, a token must look at fewer others. Let $K$ be how many keys a query meets on average, and $C$ the number of channels. Four linear maps make queries, keys, values and the output; two products per pair do the looking. Count a multiplication and an addition as two:
 #
 # $$\text{FLOPs} = \underbrace{8 N C^2}_{\text{linear maps}} + \underbrace{4 N K C}_{\text{pairs}}, \qquad \text{and the matrix of weights has } N K \text{ numbers for each head.}$$
 #
-# Everything in this notebook is about $K$. **Global** attention has $K = N$. **Windows** of 8 by 8 (Swin) have $K = 64$ whatever the picture. HiT's **multi-axis blocks** cut the picture into blocks of $p$ by $p$; half of the heads look inside the block, the other half at the same place of every block, so $K = \tfrac12(p^2 + N/p^2)$. A 3 by 3 convolution has nine neighbours and no keys, and needs $18 N C^2$. Lay out all four, and compare the formula with a count.
+# Everything in this notebook is about $K$. **Global** attention has $K = N$. **Windows** of 8 by 8 (Swin) have $K = 64$ whatever the picture. HiT's **multi-axis blocks** cut the picture into blocks of $p$ by $p$; half of the heads look inside the block, the other half at the same place of every block, so $K = \tfrac12(p^2 + N/p^2)$. A 3 by 3 convolution has nine neighbours and no keys, and needs $18 N C^2$. Lay out all four.
 
 # %%
 import torch
@@ -53,7 +51,7 @@ def keys(side):
     return {"global attention": n, "windows of 8": 64, "multi-axis blocks": (p * p + n / p**2) / 2}
 
 # %% [markdown]
-# Tensors on the *meta* device have shapes and no memory, so that the work of any size can be counted. Time needs real ones.
+# Tensors on the *meta* device have shapes and no memory, so the work of any size can be counted, and compared with the formula. Time needs real ones.
 
 # %%
 import time
@@ -110,9 +108,9 @@ for name in keys(16):
 draw_cost()
 
 # %% [markdown]
-# Windows and convolutions grow with the pixels: exponent 1. Global attention approaches 2. Multi-axis blocks lie between, on their way to 1.5 as the pairs outgrow the linear maps: with $p^2 = \sqrt N$ both halves have $\sqrt N$ keys. (Keep $p$ fixed, and the second half is quadratic again.)
+# The work of windows and convolutions grows with the pixels: exponent 1. That of global attention approaches 2. Multi-axis blocks lie between, on their way to 1.5 as the pairs outgrow the linear maps: with $p^2 = \sqrt N$ both halves have $\sqrt N$ keys. (Keep $p$ fixed, and the second half is quadratic again.) The seconds follow, as far as caches and other programs let them.
 #
-# At 256 pixels global attention is counted and not run. Written out as in a textbook, its weights for one picture and one layer would fill the tens of gigabytes that you see printed. The fused kernel behind the package's `attention` works tile by tile and never stores them, so memory is not its wall; time is, and training multiplies it by three and by the number of layers. Note also who is fastest. At 256 pixels the convolution has more FLOPs than the windows and needs a fraction of their time: cutting, joining and a softmax move memory about, and FLOPs do not count that.
+# At 256 pixels global attention is counted and not run. Written out as in a textbook, the weights of one layer for one picture would fill the tens of gigabytes that are printed above. The fused kernel behind the package's `attention` works tile by tile and never stores them; for it the wall is time. Note also who is fastest. At 256 pixels the convolution has more FLOPs than the windows and needs a fraction of their time: cutting, joining and a softmax move memory about, and FLOPs do not count that.
 #
 # ## Windows
 #
@@ -147,9 +145,9 @@ print(f"{len(group.unique())} groups of", sorted(group.unique(return_counts=True
 draw_shift()
 
 # %% [markdown]
-# Rolled back, it is plain: one full window in the middle that joins all four of the old ones, half windows along the edges, quarters in the corners. Nine groups, in four windows of equal size, so that one batched product does them all. In the masks white is allowed. In the first one everything is. In the next two half of the pairs are forbidden, in the last three quarters.
+# Rolled back, it is plain: one full window in the middle that joins all four of the old ones, half windows along the edges, quarters in the corners. Nine groups, in four windows of equal size. In the masks white is allowed. In the first one everything is. In the next two half of the pairs are forbidden, in the last three quarters.
 #
-# The mask is *added* to the logits, as -100 and not as minus infinity. After the softmax that leaves $e^{-100} \approx 10^{-44}$. Nobody will notice, but you will in a moment.
+# The mask is *added* to the logits, as -100 and not as minus infinity. After the softmax that leaves $e^{-100} \approx 10^{-44}$. You will meet it in a moment.
 #
 # ## How far does a token see?
 #
@@ -184,7 +182,7 @@ draw_reach(maps, (13, 13))
 # %% [markdown]
 # White is zero. Without shift a token sees its window and nothing else, however deep the network. With shift the view grows block by block. Two blocks make 16 by 16: the shifted window touches four plain ones. Four blocks see the whole map. But look at the colours: to be reachable is not to be heard, and the far tokens are orders of magnitude fainter.
 #
-# (Tokens with a gradient below $10^{-12}$ of the largest count as unseen. That is for the mask's $e^{-100}$.)
+# (Gradients below $10^{-12}$ of the largest count as zero, because of the mask's $e^{-100}$.)
 #
 # ## Where am I?
 #
@@ -217,7 +215,7 @@ assert len(index.unique()) == 7 * 7 and (index.diagonal() == 24).all()
 draw_index(index)
 
 # %% [markdown]
-# Whoever asks finds number 24 at home and 25 at its left neighbour. The bias is the same for a pair wherever it stands in the window, as in a convolution; and unlike a convolution, how much it matters depends on what the tokens hold.
+# Whoever asks finds number 24 at home and 25 at its left neighbour. The bias is the same wherever a pair stands in the window, as in a convolution.
 #
 # ### By hand
 #
@@ -253,7 +251,7 @@ for side, w, shift in ((16, 8, 0), (16, 8, 4), (12, 4, 2), (12, 4, 1)):
 #
 # ## A pyramid
 #
-# Four blocks to cross 32 tokens; how about 256? The U-Net's answer is to make the map smaller. Swin's **patch merging** takes the four tokens of each 2 by 2 square, writes their channels one after the other, norms, and maps the $4C$ channels to $2C$. Nothing is averaged, the linear map decides what to keep. **Patch expanding** goes back: one token of $C$ channels makes $2C$, which are read as four tokens of $C/2$. Build both, compare, and look at the four parts of a picture that merging puts behind one another.
+# Four blocks to cross 32 tokens: how about 256? The U-Net's answer is to make the map smaller. Swin's **patch merging** takes the four tokens of each 2 by 2 square, writes their channels one after the other, norms, and maps the $4C$ channels to $2C$. Nothing is averaged, the linear map decides what to keep. **Patch expanding** goes back: one token of $C$ channels makes $2C$, which are read as four tokens of $C/2$. Build both, compare, and look at the four parts of a picture that merging puts behind one another.
 
 # %%
 four = [(row, column) for column in (0, 1) for row in (0, 1)]  # Swin's order: down, then across
@@ -292,7 +290,7 @@ for level in range(4):
 Markdown("\n".join(rows))
 
 # %% [markdown]
-# The linear maps cost the same at each level: that is what doubling the channels is for. The pairs become cheaper, and a window sees more and more, until at 8 pixels windows *are* global attention. From fine to coarse the network goes from near to far. [Notebook 08](08_the_u_net.ipynb) told this story with convolutions; ASCEND, in notebook 15, tells it with these very blocks.
+# The linear maps cost the same at each level: that is what doubling the channels is for. The pairs become cheaper, and a window sees more and more, until at 8 pixels windows *are* global attention. [Notebook 08](08_the_u_net.ipynb) told this story with convolutions; ASCEND, in notebook 15, tells it with these very blocks.
 #
 # ## HiT: near and far at once
 #
@@ -354,7 +352,7 @@ draw_masks()
 #
 # ### By hand
 #
-# Both halves can be had from one dense attention over all tokens, in which each head has a mask of its own. That is slow and hard to get wrong: a good reference. The published layer is a **multi-query** one: each head has its own queries, but all share *one* key and *one* value per token.
+# Both halves can be had from one dense attention over all tokens, in which each head has a mask of its own. That is slow, and hard to get wrong. The published layer is a **multi-query** one: each head has its own queries, but all share *one* key and *one* value per token.
 
 # %%
 def multi_axis(x, p, near, far):
@@ -440,7 +438,7 @@ plots.grid(torch.cat([smiley, mine, theirs, mended]), titles=["the picture", "(r
                                                              "torch, channels sorted"])
 
 # %% [markdown]
-# With pixels you see it at once. With features of a network you would see slightly wrong pictures, and train on. If you start from random weights, either order will do; if you load weights, only one.
+# With pixels you see it at once, with features you would not. If you start from random weights, either order will do; if you load weights, only one.
 #
 # ## From a generator to a denoiser
 #
@@ -491,7 +489,7 @@ rows = {f"guidance {g:g}": minidiff.sample(hit, len(y), guidance=g, **settings) 
 plots.filmstrip(torch.stack(list(rows.values()), dim=1), rows=list(rows))
 
 # %% [markdown]
-# Blots of plausible colour on white: a few minutes do not make a good model, and this one learns more slowly than the DiT. That is no wonder, and it is our choice, not the paper's. DiT gets patches of 2 by 2 and knows four neighbours before it starts. Here each pixel of the fine map is a token of 48 numbers, which must learn from a table of positions who stands beside whom; and what it can afford with that many tokens is one layer on the way down and one on the way up.
+# Blots of plausible colour on white: a few minutes do not make a good model, and this one learns more slowly than the DiT. That is our choice, not the paper's. DiT gets patches of 2 by 2 and knows four neighbours before it starts. Here each pixel of the fine map is a token of 48 numbers, which must learn from a table of positions who stands beside whom; and what it can afford with that many tokens is one layer on the way down and one on the way up.
 #
 # ### What it says, and what it is told
 #
@@ -555,7 +553,7 @@ plots.lines({f"{what} silenced": (times, value / missed["nothing"]) for what, va
             x="t", y="loss, times that of the whole")
 
 # %% [markdown]
-# The cross-attention is missed most, and no wonder: it is the only way in which time and class get into the network. Without it each step is done for no noise level in particular. Between the two axes the answer is clear, and not the one that a drawing of long jumps suggests. The near heads matter a good deal more, at every noise level. Either axis matters least at the largest $t$, where there is little to see and the best answer is near the mean of the data.
+# The cross-attention is missed most, being the only way by which time and class get in. Between the two axes the answer is clear, and not the one that a drawing of long jumps suggests. The near heads matter a good deal more, at every noise level. Either matters least at the largest $t$, where the best answer is near the mean of the data.
 #
 # Do not read too much into it. A silenced network was not trained to do without. And the picture is small: on the coarse map a block of 4 covers a quarter of it, so "near" is half the width already. At the sizes for which HiT was made, a block is a small part of the map.
 #
@@ -627,14 +625,14 @@ def reached(allowed):
 exercises.check_reached(reached)
 
 # %% [markdown]
-# Now use it, with `near | far`, `numbers`, `same` and `shifted` from above. How many Swin blocks until every token of 32 by 32 sees every other, with windows of 8, and of 4? Is a shift of 1 enough? Which blocks of HiT need three layers instead of two? Then change `hit_tiny`: with `block_sizes=(8, 4)` the coarse map is one block, and the far heads see only themselves. What does it do to the last figure?
+# Now use it, with `near | far`, `numbers`, `same` and `shifted` from above. How many Swin blocks until every token of 32 by 32 sees every other, with windows of 8, and of 4? Is a shift of 1 enough? Then change `hit_tiny`: with `block_sizes=(8, 4)` the coarse map is one block, and the far heads see only themselves. What becomes of the last figure?
 #
 # ## What you learned
 #
 # - Cost is $K$, the keys that a query meets: $N$, a constant, or $\sqrt N$.
-# - A shifted window is a roll, the same cut, and a mask against false neighbours. Without shift windows never meet, at any depth.
+# - A shifted window is a roll, the same cut, and a mask against false neighbours.
 # - Swin's positions belong to pairs; HiT's to places, and cost a vector for each pixel.
-# - A pyramid keeps the linear maps' cost level and turns near into far.
+# - A pyramid turns near into far.
 # - Attention inside and across blocks reaches everything in two steps. One key for all heads saves weights and memory, not pairs.
 # - Sixteen tokens that each place may ask are a modulation that differs from place to place.
 # - Channel orders differ between libraries, silently.
