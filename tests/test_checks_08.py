@@ -41,9 +41,10 @@ def test_adm_features(solved):
     prove(checks.check_adm_features, solved["adm_features"], stub, {
         "DDPM's features": by("sin_cos", "half-1"),
         "sines come first": by("sin_cos", "half"),
-        "divisor is h - 1": by("cos_sin", "half-1"),
+        "divisor is m - 1": by("cos_sin", "half-1"),
         "divisor is the whole width": angles(-1, 1),
         "minus is missing": angles(1, 0.5),
+        "k begins at 0": lambda time, dim: angles(-1, 0.5)(time * 10_000 ** (-2 / dim), dim),
     })  # fmt: skip
 
 
@@ -74,9 +75,11 @@ def test_up_widths(solved):
     prove(checks.check_up_widths, solved["up_widths"], stub, {
         "first in, last out": wrong(oldest_first=True),
         "block BEFORE": wrong(stale=True),
+        "last skip of a level": wrong(own=True),
         "you begin at the finest": wrong(reverse=False),
         "wrong way round": lambda *a: [(skip, h) for h, skip in checks.way_up(*a)],
         "you have num_res_blocks": too_short,
+        "too few skips": lambda *a: [].pop(),
         "must be a list of pairs": lambda *a: [h + skip for h, skip in checks.way_up(*a)],
     })  # fmt: skip
 

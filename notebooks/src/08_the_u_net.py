@@ -1,18 +1,17 @@
 # %% [markdown]
 # # 08 The U-Net, drawn from its tensors
 #
-# After this notebook you can write the U-Net of DDPM from memory, say what each of its parts is for, and prove it by taking the part away.
+# After this notebook you can write the U-Net of DDPM, say what each of its parts is for, and prove it by taking the part away.
 #
-# Run time: about four minutes on a CPU with two idle cores, most of it training; expect as long on a T4 or a big GPU, which trains for more steps. Nothing is downloaded.
+# Run time: about four minutes on a CPU with two idle cores, most of it training; as long on a T4 or a big GPU, which trains for more steps. Nothing is downloaded.
 #
 # You will
 #
-# - measure how far a network sees, with gradients,
-# - build a U-Net by hand, piece by piece, and get a trained model's numbers out of it,
+# - measure how far a network sees,
+# - build a U-Net by hand and get a trained model's numbers out of it,
 # - make five mistakes that nothing reports, and see what each costs,
-# - draw the network from the tensors that pass through it,
-# - count where its weights are and where its work is,
-# - remove one part at a time, from a trained network and before training, and compare the two.
+# - draw the network from its tensors, and count where its weights and its work are,
+# - remove one part at a time, after training and before, and compare the two.
 
 # %%
 import minidiff
@@ -22,9 +21,7 @@ run = setup()
 # %% [markdown]
 # ## A job with two halves
 #
-# [Notebook 03](03_ddpm_in_a_hundred_lines.ipynb) called its network "a small U-Net" and moved on. Why does it look the way it does? Begin with what it is asked to do. Take the emoji model of the package and three emoji it has never seen, spoil them with little, much and very much noise, and look at what the network believes is underneath.
-#
-# (All but the training near the end runs on the CPU.)
+# [Notebook 03](03_ddpm_in_a_hundred_lines.ipynb) called its network "a small U-Net" and moved on. Why does it look as it does? Spoil three emoji that the package's emoji model has never seen with little, much and very much noise, and look at what it believes is underneath.
 
 # %%
 import torch
@@ -46,11 +43,11 @@ for t in (0.2, 0.6, 0.9):
 plots.filmstrip(columns, heads, rows=3, scale=6)
 
 # %% [markdown]
-# At $t = 0.2$ the job is local. A pixel and its neighbours tell almost everything, and what counts is to lose no detail. At $t = 0.9$ no pixel can be trusted. Only averages over large regions still say something, and the answer is a blur; in the third row little is left but the label, "smileys and emotion", and a smiley it becomes. So the network must **see far**, and it must **keep detail**.
+# At $t = 0.2$ the job is local. A pixel and its neighbours tell almost everything, and no detail may be lost. At $t = 0.9$ no pixel can be trusted. Only averages over large regions still say something; in the third row little is left but the label, "smileys and emotion", and a smiley it becomes. So the network must **see far**, and it must **keep detail**.
 #
 # ## How far does a network see?
 #
-# A convolution of size 3 sees one pixel to each side, and a stack of $n$ of them sees $n$ pixels. That is an upper limit. How much a far pixel really counts is told by the gradient: if you move an input pixel a little, how much does one output pixel move? Call the square of that derivative, summed over colours, its *influence*.
+# A convolution of size 3 sees one pixel to each side, and a stack of $n$ of them sees $n$ pixels. That is an upper limit. How much a far pixel really counts is told by the gradient: move an input pixel a little, how much does one output pixel move? Call the square of that derivative, summed over colours and some pictures, its *influence*.
 
 # %%
 import copy
@@ -78,12 +75,13 @@ box = nn.Sequential(*[nn.Conv2d(1, 1, 3, padding=1) for _ in range(2)])
 assert (influence(box, x, 4, 4) > 0).sum() == 25  # two convolutions of size 3 see 5 x 5
 
 # %% [markdown]
-# Two candidates, at 64 by 64 pixels. The first is a plain stack of 28 convolutions. The second is a U-Net: it halves the picture three times, works on the small versions too, and comes back. `FlopCounterMode` counts multiplications and additions (floating-point operations, FLOP), and the two cost the same. Both have random weights, so what you see is due to the layout alone. The U-Net is shown without and with its attention, of which more below. Black is the largest influence on the centre, white less than a ten-thousandth of it, in between the scale is logarithmic.
+# Two candidates, at 64 by 64 pixels. The first is a plain stack of 28 convolutions. The second is a U-Net: it halves the picture three times, works on the small versions too, and comes back. It is shown without and with its attention, of which more below. `FlopCounterMode` counts multiplications and additions (floating-point operations, FLOP), and all cost nearly the same. All weights are random, so what you see is due to the layout alone. (In the package the branches of a new U-Net begin at almost nothing; `fresh` undoes that.) The scale is logarithmic: black is the largest influence on the centre, white a ten-thousandth of it or less.
 
 # %%
 from torch.utils.flop_counter import FlopCounterMode
 
 def fresh(network):
+    """The network with new random weights, large in every layer."""
     for layer in network.modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
             nn.init.kaiming_normal_(layer.weight)
@@ -106,21 +104,21 @@ for name, f in nets.items():
 plots.grid(shades(seen), titles=list(seen), scale=4)
 
 # %% [markdown]
-# The stack could see 28 pixels. It hardly does: there is only one path to the farthest pixel and very many to the near ones, so its influence is a bell, much narrower than the limit. The U-Net sees much farther at the same price, because a step on its smallest map is a step of eight pixels. The square outlines are the cells of that map. (Attention could look anywhere. With random weights it does not yet know where, and changes little.) How it keeps detail all the same comes below.
+# The stack could see 28 pixels. It hardly does: only one path leads to the farthest pixel, very many to the near ones, so its influence is a narrow bell. The U-Net sees much farther at the same price, because a step on its smallest map is a step of eight pixels. The dark square, 24 pixels wide, is 3 by 3 cells of that map. (Attention could look anywhere. With random weights it does not know where, and changes little.)
 #
 # ## Built by hand
 #
-# Now build one. In each function, `p` is a part of the trained emoji model that lends its weights, so every piece can be compared with the package at once.
+# In each function below, `p` is a part of the trained emoji model that lends its weights, so every piece can be compared with the package at once.
 #
 # ### The time
 #
-# The network must know how much noise to expect. It gets the number of the step, $i$ from 0 to 999, as a vector of sines and cosines of $i\,\omega_k$ with frequencies that fall from 1 to $1/10000$. With $h$ the number of frequencies (half the width of the vector),
+# The network must know how much noise to expect. It gets the number of the step, $i = 1000\,t - 1$ from 0 to 999, as a vector of sines and cosines of $i\,\omega_k$ with frequencies $\omega_k$ that fall from 1 to $1/10000$. With $m$ frequencies, half the width of the vector,
 #
-# $$\omega_k = 10000^{-k/(h-1)}, \qquad k = 0, \dots, h-1.$$
+# $$\omega_k = 10000^{-k/(m-1)}, \qquad k = 0, \dots, m-1.$$
 #
-# Two details are pure convention. The divisor is $h - 1$, so that the last frequency is exactly $1/10000$. And the sines come first. Other code bases divide by $h$ or begin with the cosines. Remember that for later.
+# Two details are pure convention. The divisor is $m - 1$, so that the last frequency is exactly $1/10000$. And the sines come first. Other code bases divide by $m$ or begin with the cosines.
 #
-# Two linear layers turn these features into the vector that all blocks of the network share. A label enters in the simplest way there is: each class has a learned vector, and it is added. The first figure shows the features. The second compares the vectors of the trained model: how much is step 100, 500 or 900 like any other?
+# Two linear layers turn these features into the vector that all blocks of the network share, `emb`. A label enters simply: each class has a learned vector, and it is added. The first figure shows the features. The second compares the vectors of the trained model: how much is step 100, 500 or 900 like any other? (1 means the same direction, 0 a right angle.)
 
 # %%
 import math
@@ -146,11 +144,11 @@ unit = F.normalize(vectors, dim=1)
 plots.lines({f"step {k}": (steps, unit @ unit[k]) for k in (100, 500, 900)}, x="other step", y="cosine of the angle")
 
 # %% [markdown]
-# Like the hands of a clock, the first sines swing within a few steps and the last ones hardly move. The two layers have turned this code into a smooth scale: neighbouring steps are told nearly the same, distant ones something else.
+# Like hands of a clock, the first sines swing within a few steps and the last hardly move. The two layers have made a smooth scale of it.
 #
 # ### The residual block
 #
-# Everything else is made of one block: normalise, bend (SiLU), convolve, twice over, and add the result to what came in. The time is added in the middle, one number for each channel, the same at every pixel. Group normalisation takes some of the channels together and gives them mean 0 and variance 1 over all their pixels. It divides by $\sqrt{\text{variance} + 10^{-6}}$; PyTorch's own default is $10^{-5}$, and this too is a convention that must be matched. Two blocks of the trained model serve as test, the first and the last; neither is followed by attention.
+# Everything else is made of one block: normalise, bend (SiLU), convolve, twice over, and add the result to what came in. The time is added in the middle, one number for each channel, the same at every pixel. Group normalisation gives each group of channels mean 0 and variance 1 over all its pixels. It divides by $\sqrt{\text{variance} + 10^{-6}}$; PyTorch's own default is $10^{-5}$: another convention. The test takes the first and the last block of the trained model; neither has attention.
 
 # %%
 def group_norm(x, p):
@@ -185,7 +183,9 @@ for p in (network.down[0]["blocks"][0], network.up[2]["blocks"][1]):
 #
 # $$\text{softmax}\!\big(q\,k^\top / \sqrt{C}\big)\,v.$$
 #
-# DDPM uses a single head as wide as all $C$ channels. For $N$ pixels the table of weights is $N \times N$, so attention stands only where maps are small.
+# The softmax runs over all keys, so that a pixel's weights sum to 1. (DDPM has one such table of weights for all $C$ channels, a single *head*; transformers split the channels among several.) For $N$ pixels the table is $N \times N$, so attention stands only where maps are small.
+#
+# `record_attention` keeps the weights while a network runs. Take all unseen emoji at $t = 0.5$: how much of the attention of an object's cells goes to the object, and not to the white around it? The figure shows three of them. The black square marks the cell that asks; to the right is where it looks, in the three attention layers of 8 by 8 cells, the darker the more. Each map has its own scale.
 
 # %%
 def attention(x, p):
@@ -195,47 +195,31 @@ def attention(x, p):
     tokens = F.linear(weights @ v, p.out.weight, p.out.bias)
     return x + tokens.transpose(1, 2).unflatten(2, x.shape[2:])
 
-p = network.up[1]["blocks"][1].attention
-x = torch.randn(2, 64, 8, 8)
+p, x = network.up[1]["blocks"][1].attention, torch.randn(2, 64, 8, 8)
+x_t = model.forward_process(images, 0.5, eps)
 with torch.no_grad():
     assert torch.allclose(attention(x, p), p(x), atol=1e-4)
-print("attention: equal")
+    with minidiff.record_attention(network) as maps:
+        model.denoise(x_t, 0.5, labels)
+maps = {name: m[0][:, 0] for name, m in maps.items() if m[0].shape[-1] == 64}  # those on 8 x 8 = 64 cells, (B, 64, 64)
+inside = (F.avg_pool2d(images.mean(dim=1), 2) < 0.9).flatten(1).float()  # (B, 64): 1 where a cell is not white
+for name, w in {**maps, "everywhere alike": torch.full((1, 64, 64), 1 / 64)}.items():
+    share = ((w @ inside[..., None])[..., 0] * inside).sum() / inside.sum()
+    print(f"{name:26} {share:.0%} of the objects' attention stays on the object")
+shown = [images[some], x_t[some]]
+for picture in shown:
+    picture[:, :, 10:12, 6:8] = -1  # row 5, column 3 of the 8 x 8 cells
+for w in maps.values():
+    w = w[some, 8 * 5 + 3].view(3, 1, 8, 8)
+    shown.append(F.interpolate(0.85 - 1.85 * w / w.amax(dim=(2, 3), keepdim=True), size=16).expand(-1, 3, -1, -1))
+plots.filmstrip(shown, ["clean", "t = 0.5", *[name.replace(".attention", "") for name in maps]], rows=3, scale=8)
 
 # %% [markdown]
-# What do pixels ask for? `record_attention` keeps the weights while a network runs. Here the model works on three unseen emoji at $t = 0.5$. The black square marks the cell of the 8 by 8 map that asks. To the right is where it looks, in the three attention layers of that size, in the order in which they come.
-
-# %%
-three, t = [30, 111, 205], 0.5
-x_t = model.forward_process(images[three], t, eps[three])
-with torch.no_grad(), minidiff.record_attention(network) as maps:
-    model.denoise(x_t, t, labels[three])
-names = [name for name in maps if maps[name][0].shape[-1] == 64]  # those on 8 x 8 = 64 pixels
-row, column = 5, 3
-
-@plots.quiet
-def looks(pictures, maps, names):
-    import matplotlib.pyplot as plt
-    figure, panels = plt.subplots(3, 5, figsize=(8.4, 4.9))
-    for axes, title in zip(panels[0], ("clean", f"t = {t}", *[name.replace(".attention", "") for name in names])):
-        axes.set_title(title, fontsize=9)
-    for k, line in enumerate(panels):
-        for axes, picture in zip(line, pictures):
-            axes.imshow((picture[k].permute(1, 2, 0).clamp(-1, 1) + 1) / 2)
-            axes.add_patch(plt.Rectangle((2 * column - 0.5, 2 * row - 0.5), 2, 2, fill=False, color="black", lw=2))
-        for axes, name in zip(line[2:], names):
-            axes.imshow(maps[name][0][k, 0, 8 * row + column].view(8, 8), cmap="Blues", vmin=0)
-        for axes in line:
-            axes.set(xticks=[], yticks=[])
-    return figure
-
-looks([images[three], x_t], maps, names)
-
-# %% [markdown]
-# Some layers look mostly at the asking cell and a few others, some spread over the object and leave most of the background out. In noise this strong, cells of one object find each other. So a left ear can know about the right one.
+# Some layers look at a few cells, some spread over the object. All prefer it to the background: even in noise this strong, cells of one object find each other.
 #
 # ### Down and up
 #
-# The way down halves the map by a convolution of stride 2. A kernel of size 3 needs one row and one column of padding to halve an even size, and the original puts them at the bottom and right *only*. So the kernel for output 0 looks at the inputs 0, 1, 2. With the usual padding on all sides it would look at $-1, 0, 1$: every map would be shifted by a pixel. The way up repeats each pixel twice in both directions, then smooths by a convolution.
+# The way down halves the map by a convolution of stride 2. A kernel of size 3 needs one row and one column of padding to halve an even size, and the original puts them at the bottom and right *only*. So the kernel for output 0 looks at the inputs 0, 1, 2. With the usual padding on all sides it would look at $-1, 0, 1$, and every map would be shifted by a pixel. The way up repeats each pixel in both directions, then convolves.
 
 # %%
 def downsample(x, p):
@@ -258,7 +242,7 @@ print("padded at the right:", [f"{v:.2f}" for v in one_sided], " at both ends:",
 # %% [markdown]
 # ### The whole
 #
-# All that is left is the order. On the way down every result is kept. On the way up each block takes the one kept last, glues it to its input channel by channel, and goes on: first in, last out. These are the **skips**. There is one block more per level on the way up, because the results of `conv_in` and of the downsamplings are kept as well.
+# On the way down every result is kept. On the way up each block takes the one kept last and appends its channels to those of its own input: first in, last out. These are the **skips**. Between the two ways stand two blocks on the smallest map, the *middle*. There is one block more per level on the way up, because the results of `conv_in` and of the downsamplings are kept as well.
 
 # %%
 def unet(x, time, y, p, features=time_features, down=downsample, join=lambda h, skip: [h, skip]):
@@ -288,7 +272,9 @@ def unet(x, time, y, p, features=time_features, down=downsample, join=lambda h, 
 # %% [markdown]
 # ## Five mistakes that nothing reports
 #
-# Now everything by hand, against the package, on held-out emoji at mixed times. And a second question at once. You have met four conventions, and the order in which a skip is joined is a fifth. Get one wrong, and nothing complains: all shapes fit. How bad is it? Make each mistake on purpose.
+# Now everything by hand, against the package, on unseen emoji at mixed times. The model predicts $v = \alpha\varepsilon - \sigma x_0$ (notebook 03), and its loss is the mean square of its error in $v$.
+#
+# You have met four conventions: the order of sines and cosines, the divisor, the eps, the padding. The order in which skip and input are joined is a fifth. Get one wrong, and nothing complains, for all shapes fit. Make each mistake on purpose. The picture shows what the network then believes about some emoji at $t = 0.5$.
 
 # %%
 from IPython.display import Markdown
@@ -300,29 +286,38 @@ loose = copy.deepcopy(network)
 for layer in loose.modules():
     layer.eps = 1e-5  # only norms have one that counts
 mistakes = {
-    "none": {}, "norms with eps 1e-5": dict(p=loose), "divisor h": features_by("sin_cos", "half"),
+    "no mistake": {}, "norms with eps 1e-5": dict(p=loose), "divisor m": features_by("sin_cos", "half"),
     "cosines first": features_by("cos_sin", "half-1"),
     "padding on all sides": dict(down=lambda x, p: conv(x, p.conv, stride=2, padding=1)),
-    "skip before h": dict(join=lambda h, skip: [skip, h] if h.shape == skip.shape else [h, skip])}
-rows, part = ["| mistake | error / size of output | loss |", "|---|---|---|"], slice(372 if run.tier != "smoke" else 16)
-x0, y, noise, t = images[part], labels[part], eps[part], model.sample_times(len(images[part]))
-x_t, v = model.forward_process(x0, t, noise), model.forward_process(noise, t, -x0)  # v: what this model predicts
-with torch.no_grad():
-    right = network(x_t, 1000 * t - 1, y)
-    for name, change in mistakes.items():
-        out = unet(x_t, 1000 * t - 1, y, **{"p": network, **change})
-        assert name != "none" or torch.allclose(out, right, atol=1e-3)
-        rows.append(f"| {name} | {(out - right).std() / right.std():.1e} | {(out - v).square().mean():.3f} |")
-Markdown("\n".join(rows))
+    "skip before input": dict(join=lambda h, skip: [skip, h] if h.shape == skip.shape else [h, skip])}
+part = [*some, *range(0, 372, 1 if run.tier != "smoke" else 40)]
+x0, y, noise, t = images[part], labels[part], eps[part], model.sample_times(len(part))
+t[:8] = 0.5
+x_t, v = model.forward_process(x0, t, noise), model.forward_process(noise, t, -x0)
 
 # %% [markdown]
-# The eps of the norms is the harmless one, an error in the fifth digit, invisible in pictures. The others wreck the model, and none of them raised an error. Only a comparison with the original, number by number, finds them all.
+# Without a mistake your network must equal the package's, but for rounding.
+
+# %%
+rows, guesses = ["| mistake | error / size of output | loss |", "|---|---|---|"], {"clean": x0[:8], "noisy": x_t[:8]}
+with torch.no_grad():
+    right, (alpha, sigma) = network(x_t, 1000 * t - 1, y), model.schedule(0.5)
+    for name, change in mistakes.items():
+        out = unet(x_t, 1000 * t - 1, y, **{"p": network, **change})
+        assert name != "no mistake" or torch.allclose(out, right, atol=1e-3)
+        rows.append(f"| {name} | {(out - right).std() / right.std():.1e} | {(out - v).square().mean():.3f} |")
+        guesses[name] = alpha * x_t[:8] - sigma * out[:8]  # x0, from x_t and v
+display(Markdown("\n".join(rows)))
+plots.filmstrip(torch.stack(list(guesses.values()), dim=1), rows=list(guesses), scale=3)
+
+# %% [markdown]
+# The eps of the norms is harmless, an error in the fifth digit. The others damage the model, and none raised an error. Nor is a look at pictures enough: with the cosines first all seems well at $t = 0.5$, yet over all times the loss is three times as large. Only a comparison number by number finds every mistake.
 #
 # ## Drawn from its tensors
 #
-# Papers draw their U-Nets by hand. Yours can draw itself. A hook is a function that PyTorch calls whenever a module has run. Hang one on every piece, send one picture through, and you hold every tensor that passed.
+# A hook is a function that PyTorch calls whenever a module has run. Hang one on every piece, send a picture through, and you hold every tensor that passed.
 #
-# Nobody tells the cell below where the skips are. The tensors know. Where a piece gets more channels than the piece before it put out, the rest must have come from elsewhere, so look for an earlier output that equals it number by number.
+# So find the skips. Where a piece gets more channels than the piece before it put out, the rest came from elsewhere, so look for an earlier output that equals it number by number.
 
 # %%
 def pieces(network):
@@ -351,7 +346,7 @@ for k in range(1, len(passed)):
         print(f"{passed[source][0]:16} -> {passed[k][0]:14} {tuple(rest.shape[1:])}")
 
 # %% [markdown]
-# First in, last out, as you wrote it. Now draw. Every box is a tensor that really passed. The face is the map itself: its channels, reduced to the three directions in which they vary most, as red, green and blue. The depth of a box is its number of channels. A thick orange frame means that the block ends with attention.
+# First in, last out. Now draw. Every box is a tensor that passed. Its face is the map: the three directions in which its channels vary most (the first principal components), as red, green and blue. Its depth is the number of channels. An orange frame means that the block ends with attention.
 
 # %%
 def as_colours(maps):
@@ -377,13 +372,13 @@ def draw_box(axes, x, y, out, attends):
     axes.add_patch(plt.Rectangle((left, bottom), side, side, fill=False, zorder=3, **style))
 
 # %% [markdown]
-# That was one box. The next function puts all of them in their places.
+# The next function puts all boxes in their places.
 
 # %%
 @plots.quiet
 def draw(passed, skips, x_t):
     import matplotlib.pyplot as plt
-    figure, axes = plt.subplots(figsize=(10.4, 4.0))
+    figure, axes = plt.subplots(figsize=(11, 4.2))
     tensors = [("x_t", None, x_t), *passed]
     heights = [1.7 * math.log2(out.shape[2]) for _, _, out in tensors]
     for k, ((name, _, out), y) in enumerate(zip(tensors, heights)):
@@ -391,7 +386,8 @@ def draw(passed, skips, x_t):
         channels, rows, columns = out.shape[1:]
         short = name.replace("blocks.", "").replace(".resample", "\nresample")
         text = f"{short}\n{channels}×{rows}×{columns}"
-        axes.text(k, y - 0.11 * rows**0.5 - 0.1, text, ha="center", va="top", fontsize=6.5)
+        box = dict(facecolor="white", edgecolor="none", pad=0.6)
+        axes.text(k, y - 0.11 * rows**0.5 - 0.1, text, ha="center", va="top", fontsize=6.8, bbox=box, zorder=1)
         if k:
             axes.plot([k - 1, k], [heights[k - 1], y], color="#777777", linewidth=1, linestyle="-", zorder=0)
     for source, to in skips:
@@ -406,29 +402,25 @@ def draw(passed, skips, x_t):
 draw(passed, skips, x_t)
 
 # %% [markdown]
-# Follow the grey line: sides of 16 pixels become 8, then 4, and unfold again. Follow the arrows: short cuts from each size on the way down to the same size on the way up. Only they carry fine detail past the bottom. And look at the faces: blobs near the bottom, an outline on the way up, noise at both ends.
+# Follow the grey line: 16 pixels become 8, then 4, and unfold again. Follow the arrows, from each size on the way down to the same size on the way up. Only they carry fine detail past the bottom. The faces: noise at both ends, blobs between.
 #
-# ## What the maps hold
+# ## What is noise, and how far does it look?
 #
-# The same pieces at other times. Each column is one piece, enlarged to the same size, and colours can be compared down a column.
+# A map is made of picture and noise. How much is which? Spoil the same 64 emoji twice, with two draws of noise. The share of a map's variance that comes from the draw is half the mean square of the difference, divided by the variance.
+#
+# Below, the gradients of the beginning, now of a trained network. The number over each map is the share of the influence that comes from more than four pixels away.
 
 # %%
-times, shown = [0.1, 0.4, 0.7, 0.9], {}
-x_t = torch.cat([model.forward_process(images[one], t, eps[one]) for t in times])
-for name, _, out in watch(network, x_t, 1000 * torch.tensor(times) - 1, labels[one].expand(4)):
-    if "resample" not in name and "conv" not in name:
-        shown[name.replace("blocks.", "")] = F.interpolate(as_colours(out), size=(16, 16), mode="nearest")
-with torch.no_grad():
-    guess = model.denoise(x_t, torch.tensor(times), labels[one].expand(4)).x0
-shown = {"x_t": x_t, **shown, "guess": guess}
-plots.filmstrip(list(shown.values()), list(shown), rows=[f"t = {t}" for t in times], columns=len(shown), scale=4)
+def noise_share(t):
+    """For each piece, in the order of the pass: the share of its map's variance that the noise makes."""
+    first, second = (watch(network, model.forward_process(images[:64], t, eps[k : k + 64]),
+                           torch.tensor([1000 * t - 1]), labels[:64]) for k in (0, 64))
+    return [((a - b).square().mean() / 2 / a.var(dim=(0, 2, 3)).mean()).item()
+            for (_, _, a), (_, _, b) in zip(first, second)]
 
-# %% [markdown]
-# At full size on the way down (`down.0.0`) the noise is still there. At the bottom it hardly matters: the maps of 4 by 4, a rough plan of the picture, change little up to $t = 0.4$ and slowly after. On the way up the plan gets an outline from the skips. The last block looks like noise again, and should: this model predicts $v = \alpha\varepsilon - \sigma x_0$, which at small $t$ is nearly all noise.
-#
-# The gradients of the beginning can now be asked of a trained network. How far does it look, and does that depend on the noise? The number over each map is the share of the influence that comes from more than four pixels away.
+shares = {f"t = {t}": (range(len(passed)), noise_share(t)) for t in (0.1, 0.4, 0.7, 0.9)}
+display(plots.lines(shares, x="piece: 0 is conv_in, 4 to 9 have maps of 4 x 4, 16 is conv_out", y="share of noise"))
 
-# %%
 seen = {}
 for t in (0.05, 0.2, 0.5, 0.8, 0.95):
     x_t = model.forward_process(images[:64], t, eps[:64])
@@ -437,53 +429,41 @@ for t in (0.05, 0.2, 0.5, 0.8, 0.95):
 plots.grid(shades(seen), titles=list(seen))
 
 # %% [markdown]
-# With little noise the network is a sharpening filter that looks at a pixel and its next neighbours. With much noise it averages over the whole picture, and half of what counts comes from more than four pixels away. The same weights do both.
+# On the way down the noise is averaged away: at $t = 0.4$ it is more than half of the first map and a tenth of the lowest. The bottom holds a plan of the picture. On the way up the skips bring detail back, and noise with it. And the output should be noise at small $t$, where $v$ is nearly all $\varepsilon$.
+#
+# The influence agrees. With little noise the network looks at a pixel and its next neighbours. With much noise it averages over the whole picture.
 #
 # ## Where the weights are, and where the work is
 #
-# Now to a real size. `ddpm_cifar10` is the U-Net of the paper for 32 by 32 pixels. On the device `meta` tensors have shapes and no numbers, so a network of any size is built in no time, and its FLOPs can be counted all the same. The count of the released network comes out to the last weight.
+# `ddpm_cifar10` is the U-Net of the paper for 32 by 32 pixels. On the device `meta` tensors have shapes and no numbers, so a network of any size is built in no time, and its FLOPs can be counted all the same, also by module. Add up by level, counting the middle to the lowest. The number of weights is that of the released network.
 
 # %%
 with torch.device("meta"):
-    cifar = minidiff.create_model("ddpm_cifar10").eval()
-    large = minidiff.create_model("ddpm_lsun256")
-    once_per_level = minidiff.create_model("ddpm_cifar10")
-    for block in list(once_per_level.up[2]["blocks"])[:2]:  # the level of 16 x 16: leave one attention of three
-        block.attention = nn.Identity()
+    cifar, large = minidiff.create_model("ddpm_cifar10").eval(), minidiff.create_model("ddpm_lsun256")
 
 def weights(part):
     return sum(parameter.numel() for parameter in part.parameters())
 
-assert weights(cifar) == 35_746_307 and weights(large) == 113_673_219 and weights(once_per_level) == 35_218_947
-print(f"ddpm_cifar10 {weights(cifar):,} weights, ddpm_lsun256 {weights(large):,}")
-print(f"with one attention per level on the way up, as in another code base: {weights(once_per_level):,}")
-
-# %% [markdown]
-# The last line is one more silent convention: attention follows *every* block of its level. (Published weights of this network load by `minidiff.load_official("ddpm_cifar10", path)`; you need the file.)
-#
-# The counter of FLOPs also keeps a sum for each module. Add up by level, counting the middle to the lowest.
-
-# %%
+assert weights(cifar) == 35_746_307 and weights(large) == 113_673_219
 with FlopCounterMode(display=False) as counter, torch.no_grad():
     cifar(torch.empty(1, 3, 32, 32, device="meta"), torch.empty(1, device="meta"))
 work = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
-levels, table = ["32 x 32", "16 x 16", "8 x 8", "4 x 4"], torch.zeros(2, 4, dtype=torch.float64)
+table = torch.zeros(4, 2, dtype=torch.float64)  # a row for each level; weights, work
 for name, part in pieces(cifar).items():
     place, number = name.split(".")[:2] if "." in name else (name, "0")
     level = {"down": int(number), "up": 3 - int(number), "middle": 3}.get(place, 0)
-    table[:, level] += torch.tensor([weights(part), work[f"UNet.{name}"]])
-assert table[0].sum() > 0.98 * weights(cifar) and table[1].sum() > 0.98 * counter.get_total_flops()
-for level, (m, f) in zip(levels, (table / table.sum(dim=1, keepdim=True)).T):
-    print(f"{level:8} {m:4.0%} of the weights, {f:4.0%} of the work")
-display(plots.bars(levels, table[0] / 1e6, x="millions of weights"))
-plots.bars(levels, table[1] / 1e9, x="GFLOP for one picture")
+    table[level] += torch.tensor([weights(part), work[f"UNet.{name}"]])
+assert table[:, 0].sum() > 0.98 * weights(cifar) and table[:, 1].sum() > 0.98 * counter.get_total_flops()
+print(f"{weights(cifar):,} weights, {counter.get_total_flops() / 1e9:.1f} GFLOP for one picture")
+names = [f"{size} x {size}: {what}" for size in (32, 16, 8, 4) for what in ("weights", "work")]
+plots.bars(names, (100 * table / table.sum(dim=0)).flatten(), x="per cent of the whole network")
 
 # %% [markdown]
-# At the lowest level sit 34 % of the weights, and they do 3 % of the work. At the highest, 8 % of the weights do 37 %, and most work is done at 16 x 16. A weight of a convolution is used once per pixel, 1,024 times above and 16 times below. So widening the bottom is cheap in time, and every layer at the top is dear. Imagen's Efficient U-Net (Saharia et al. 2022) moves blocks to low resolutions for that reason.
+# At the lowest level sit a third of the weights, and they do 3 % of the work. At the highest, 8 % of the weights do 37 %. A weight of a convolution is used once per pixel, 1,024 times above and 16 times below. So widening the bottom is cheap in time. Imagen's Efficient U-Net (Saharia et al. 2022) moves blocks to low resolutions for that reason.
 #
 # ## Take one part away
 #
-# What is each part for? Remove it from the trained emoji model and see what breaks. No retraining: hooks put zeros in the place of a skip, let an attention hand back what it got, or tell the network another time than the true one.
+# Remove a part from the trained emoji model and see what breaks. Hooks put zeros in the place of a skip, let an attention hand back what it got, or tell the network a wrong time.
 
 # %%
 def cut_skips(network, levels=(0, 1, 2)):
@@ -508,7 +488,7 @@ def tell_time(network, change):
     return [network.register_forward_pre_hook(lambda network, args: (args[0], change(args[1]), *args[2:]))]
 
 # %% [markdown]
-# Each change is measured alike: the loss of unseen emoji at nine noise levels, with the same noise for all, divided by the loss of the unchanged model. 1 means that the part is not missed.
+# Each change is measured alike: the loss of unseen emoji at several noise levels, with the same noise, divided by that of the unchanged model. 1 means that the part is not missed.
 
 # %%
 everywhere = ("down", "middle", "up")
@@ -533,52 +513,43 @@ def losses(model):
     return torch.stack(each).mean(dim=1).cpu()  # one number for each time
 
 # %% [markdown]
-# First the samples, all from the same noise with the same labels.
+# First samples, all from the same noise and labels. Then the numbers: rows are what was taken away, columns the noise level.
 
 # %%
-kinds = torch.arange(6 if run.tier != "smoke" else 2)
-draws = dict(y=kinds, steps=20 if run.tier != "smoke" else 2, guidance=2.0, seed=1, progress=False)
-usual, rows, drawn = losses(model), {}, {"unchanged": minidiff.sample(model, len(kinds), **draws)}
+num, steps = (6, 20) if run.tier != "smoke" else (2, 2)
+draws = dict(y=torch.arange(num), steps=steps, guidance=2.0, seed=1, progress=False)
+usual, rows, drawn = losses(model), {}, {"unchanged": minidiff.sample(model, num, **draws)}
 for name, change in changes.items():
-    hooks = change(network)
-    rows[name] = losses(model) / usual
+    hooks, rows[name] = change(network), losses(model) / usual
     if name not in ("all skips", "all attention", "attention at 4 x 4"):
-        drawn[name] = minidiff.sample(model, len(kinds), **draws)
+        drawn[name] = minidiff.sample(model, num, **draws)
     [hook.remove() for hook in hooks]
 assert torch.equal(losses(model), usual)  # the model is whole again
-plots.filmstrip(torch.stack(list(drawn.values()), dim=1), rows=list(drawn), scale=3)
+display(plots.filmstrip(torch.stack(list(drawn.values()), dim=1), rows=list(drawn), scale=3))
 
-# %% [markdown]
-# The two halves of the job are torn apart. Without the skips at 16 x 16 the motifs are all there, drowned in noise: the plan arrives, the detail does not. Without attention at 8 x 8 it is the other way round, edges and texture without any colours to fill them. A network that is told a wrong time removes too much noise or too little, in every step again.
-#
-# Now the numbers. Rows are what was taken away, columns the noise level.
-
-# %%
 @plots.quiet
-def ratios(rows, times):
+def ratios(rows, title):
     import matplotlib.pyplot as plt
-    from matplotlib.colors import LogNorm
     figure, axes = plt.subplots(figsize=(6.4, 0.27 * len(rows) + 0.8))
-    axes.imshow(torch.stack(list(rows.values())), norm=LogNorm(1, 10), cmap="Blues", aspect="auto")
-    for k, values in enumerate(rows.values()):
-        for j, value in enumerate(values.tolist()):
-            color = "white" if value > 3 else "black"
-            axes.text(j, k, f"{value:.1f}", ha="center", va="center", fontsize=8, color=color)
-    axes.set_xticks(range(len(times)), times)
-    axes.set_yticks(range(len(rows)), list(rows))
-    axes.set_xlabel("t")
+    axes.imshow(torch.stack(list(rows.values())), norm="log", vmin=1, vmax=10, cmap="Blues", aspect="auto")
+    for k, value in enumerate(torch.cat(list(rows.values())).tolist()):
+        color = "white" if value > 3 else "black"
+        axes.text(k % len(times), k // len(times), f"{value:.1f}", ha="center", va="center", fontsize=8, color=color)
+    axes.set(xticks=range(len(times)), xticklabels=times, yticks=range(len(rows)), yticklabels=rows)
+    axes.set(xlabel="t", title=title)
     axes.grid(visible=False)
-    axes.set_title("loss / loss of the unchanged model")
     return figure
 
-ratios(rows, times)
+ratios(rows, "loss / loss of the unchanged model")
 
 # %% [markdown]
-# The skips at full size are worth a factor of ten at $t = 0.2$, and nothing at $t = 0.98$: where all is noise, there is no detail to hand over. The lowest skips and the two middle blocks are hardly missed anywhere. Attention matters on the map of 8 by 8, by a factor of four, and little on that of 4 by 4, where a convolution reaches almost everything anyway. A time frozen at 0.5 is right at $t = 0.5$, and three to five times worse at both ends.
+# The two halves of the job are torn apart. Without the skips at 16 x 16 the motifs are all there, drowned in noise: the plan arrives, the detail does not. Without attention at 8 x 8 it is the other way round, edges and texture without colours to fill them. A network told a wrong time removes too much noise or too little, step after step.
+#
+# The skips at full size are worth a factor of ten at $t = 0.2$, and nothing at $t = 0.98$: where all is noise, there is no detail to hand over. The lowest skips and the two middle blocks are hardly missed anywhere. Attention matters on the map of 8 by 8, by a factor of four, and little on that of 4 by 4, where a convolution reaches almost everything anyway. A time frozen at 0.5 is three to five times worse at both ends.
 #
 # ## The same parts, never there
 #
-# There is a catch. A trained network has arranged itself around all of its parts. That it stumbles when you pull one out shows that it *leans* on the part, not that the part was *needed*. To learn that, train without it. Here are five small U-Nets on the same emoji, without labels: one complete, one complete with another seed, to see what chance does, and three with a part missing from the first step on. The same hooks do it; data, steps and size are equal.
+# There is a catch. A trained network has arranged itself around all of its parts. That it stumbles without one shows that it *leans* on the part, not that the part was *needed*. So train without it. Here are five small U-Nets on the same emoji, without labels: one complete, one with another seed, to see what chance does, and three with a part missing from the first step on, by the same hooks.
 
 # %%
 emoji = minidiff.load_dataset("emoji", size=16)
@@ -593,36 +564,26 @@ each = budget("each of five small U-Nets", smoke=3, cpu=600, gpu=4000, seconds_p
 recipe = dict(steps=each, batch_size=32 if run.tier != "smoke" else 4, lr=2e-3, ema=0.99, progress=False)
 plans = {"complete": (lambda n: None, 0), "other seed": (lambda n: None, 1), "no skips": (cut_skips, 0),
          "no attention": (lambda n: skip(n, everywhere), 0), "no time": (lambda n: tell_time(n, torch.zeros_like), 0)}
-small = {}
+small, strips, draws = {}, [], dict(steps=25 if run.tier != "smoke" else 2, seed=0, progress=False)
 for name, (change, seed) in plans.items():
-    history = minidiff.training.train(small_model(change, seed), emoji, seed=seed, **recipe)
-    small[name] = history.ema
-    print(f"{name:13} {weights(history.ema.network):,} weights   {history}")
+    small[name] = minidiff.training.train(small_model(change, seed), emoji, seed=seed, **recipe).ema
+    strips.append(minidiff.sample(small[name], num, **draws).cpu())
 
 x = torch.randn(2, 3, 16, 16, device=run.device)
 with torch.no_grad():  # the averaged copy has kept the hook: it does not hear the time
     assert torch.equal(*[small["no time"].network(x, torch.full((1,), i, device=run.device)) for i in (9.0, 900.0)])
-
-# %% [markdown]
-# Look at their samples, and compare them by noise level, again as multiples of the loss of the complete network.
-
-# %%
-num, steps = (6, 25) if run.tier != "smoke" else (2, 2)
-strips = [minidiff.sample(one, num, steps=steps, seed=0, progress=False).cpu() for one in small.values()]
-display(plots.filmstrip(torch.stack(strips, dim=1), rows=list(small), scale=3))
 scratch = {name: losses(one) for name, one in small.items()}
-curves = {name: (times, values / scratch["complete"]) for name, values in scratch.items()}
-plots.lines(curves, x="t", y="loss / loss of the complete one")
+display(plots.filmstrip(torch.stack(strips, dim=1), rows=list(small), scale=3))
+ratios({name: values / scratch["complete"] for name, values in scratch.items()}, "loss / loss of the complete network")
 
 # %% [markdown]
-# Without skips the samples are noise, and the loss is up to four times as high. One reason is plain arithmetic. At small $t$ the network must name the noise, 768 independent numbers, and through the bottom pass 32 maps of 4 by 4, which is 512. Noise cannot be compressed.
+# Without skips the samples are noise. One reason is plain arithmetic. At small $t$ the network must name the noise, 3 x 16 x 16 = 768 independent numbers, and through the bottom of this one pass 32 maps of 4 by 4, which is 512. Noise cannot be compressed.
 #
-# The other two lines lie where nobody would put them after the last section. Put both experiments side by side. To be fair, take the parts from the complete small network as well.
+# The last two rows are not what you expect after the last section. Put both experiments side by side. To be fair, take the parts from the complete small network as well. And ask: could a network know the noise level without being told? Try the crudest estimate, the mean squared difference of neighbouring pixels, and compare the order in which it puts noisy emoji with that of their true times.
 
 # %%
-removals = {"skips": "all skips", "attention": "all attention", "time": "time always 0.5"}
 leaned, young, needed = {}, {}, {}  # taken from the shipped model, from the small one, never there
-for part, row in removals.items():
+for part, row in {"skips": "all skips", "attention": "all attention", "time": "time always 0.5"}.items():
     hooks = changes[row](small["complete"].network)
     young[part] = (losses(small["complete"]) / scratch["complete"]).mean().item()
     [hook.remove() for hook in hooks]
@@ -633,25 +594,26 @@ def three_bars(series):
     import matplotlib.pyplot as plt
     figure, axes = plt.subplots(figsize=(7.2, 2.9))
     for k, (name, values) in enumerate(series.items()):
-        places = torch.arange(3) + 0.25 * (k - 1)
-        axes.barh(places, [v - 1 for v in values.values()], 0.23, left=1, color=plots.COLORS[k], label=name)
-        for place, value in zip(places, values.values()):
-            axes.text(max(value, 1) + 0.05, place, f"{value:.2f}", va="center", fontsize=8.5)
-    axes.set_yticks(range(3), list(removals))
-    axes.set(xlabel="loss / loss of the complete network, mean over t", xlim=(0.9, 6.2))
+        bars = axes.barh(torch.arange(3) + 0.25 * (k - 1), list(values.values()), 0.23, label=name)
+        axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8.5)
+    axes.set(xlabel="loss / loss of the complete network, mean over t", yticks=range(3), yticklabels=values)
+    axes.grid(visible=False)
     axes.invert_yaxis()
     figure.legend(loc="outside lower center", ncols=3)
     return figure
 
-print(f"another seed: {(scratch['other seed'] / scratch['complete']).mean():.2f}")
+t = torch.rand(len(images))
+rough = model.forward_process(images, t, eps).diff(dim=-1).square().mean(dim=(1, 2, 3))
+ranks = torch.stack([t, rough]).argsort().argsort().float()
+print(f"order of time and order of roughness: correlation {ranks.corrcoef()[0, 1]:.2f}")
 three_bars({"taken from the shipped model": leaned, "taken from the small one": young, "never there": needed})
 
 # %% [markdown]
-# **Skips** are leaned on and needed. **Attention** is a matter of age: the shipped model leans on it heavily, the small one hardly, and a small one that never had it is just as good. In 600 steps there was no time to make use of it; what a long training would say, this experiment cannot tell.
+# **Skips** are leaned on and needed. **Attention** is a matter of age: the shipped model leans on it heavily, the small one hardly, and a small one that never had it is as good. What a long training without it would give, this experiment cannot tell.
 #
-# The **time** is the surprise. Freeze it, and both trained networks pay dearly. The one that never heard it loses 7 %, and its samples look no worse. The likely reason is that noise can be seen: 768 pixels are plenty to estimate how strong it is. A network that is told has no reason to learn to look. One that is not told learns it, and pays little. So the two experiments answer different questions. When you report one, say which.
+# The **time** is the surprise. Freeze it, and both trained networks pay dearly. The one that never heard it loses a few per cent, and its samples look no worse. The likely reason is that noise can be seen, as your crude estimate saw it. A network that is told has no reason to look; one that is not told learns to. The two experiments answer different questions. When you report one, say which.
 #
-# These are single, short runs of small networks on one data set, and another seed is the only hint at chance. Compare directions, not digits.
+# These are single, short runs on one data set, and one other seed is the only hint at chance. Compare directions, not digits.
 #
 # ## What the papers found, what you measured
 
@@ -659,8 +621,6 @@ three_bars({"taken from the shipped model": leaned, "taken from the small one": 
 findings = [
     ("DDPM has 35.7 million weights on CIFAR-10 (Ho et al. 2020); the released network has 35,746,307",
      f"{weights(cifar):,}, and {weights(large):,} at 256 pixels"),
-    ("The network called \"ddpm\" in the code of Song et al. 2021 is not the same: 35,218,947 weights",
-     f"{weights(once_per_level):,} with attention once per level on the way up"),
     ("In a transformer with long skips, joining them by concatenation is best among concatenation, addition and "
      "no skips (U-ViT, Bao et al. 2023)",
      f"taken away {leaned['skips']:.1f} x the loss; never there {needed['skips']:.1f} x"),
@@ -676,7 +636,7 @@ Markdown("| paper | here |\n|---|---|\n" + "\n".join(f"| {paper} | {here} |" for
 # %% [markdown]
 # ## Exercises
 #
-# **1. Another house's time (a one-liner, nearly).** The networks of OpenAI's later diffusion code, ADM, and all that descend from them have their features the other way round: cosines first, and $\omega_k = 10000^{-k/h}$. Write them, so that those weights can be loaded.
+# **1. Another house's time (a one-liner, nearly).** ADM, OpenAI's later U-Net, and its descendants have the features the other way round: cosines first, and $\omega_k = 10000^{-k/m}$ with $m$ frequencies. Write them, so that those weights can be loaded.
 
 # %% tags=["exercise"] name="adm_features"
 def adm_features(time, dim):
@@ -684,13 +644,13 @@ def adm_features(time, dim):
     ...  # your code
 
 # %% [markdown]
-# The check knows five wrong ways.
+# The check knows eight wrong ways.
 
 # %%
 exercises.check_adm_features(adm_features)
 
 # %% [markdown]
-# **2. Padding, for any size.** TensorFlow's rule "SAME" makes a map of $n$ pixels into one of $\lceil n/2 \rceil$ at stride 2. It adds as many zeros as the kernel needs for that, half of them before and half after, and where the number is odd, the one left over goes *after*. Even sizes you know. Work out what odd ones need, and write a convolution of size 3 that is right for both. Rows and columns may differ.
+# **2. Padding, for any size.** TensorFlow's rule "SAME" makes a map of $n$ pixels into one of $\lceil n/2 \rceil$ at stride 2. It adds as many zeros as the kernel needs for that, half of them before and half after; if their number is odd, the one left over goes *after*. Work out what odd sizes need, and write a convolution of size 3 that is right for both. Rows and columns may differ.
 
 # %% tags=["exercise"] name="downsample_same"
 def downsample_same(x, weight, bias):
@@ -704,7 +664,7 @@ def downsample_same(x, weight, bias):
 exercises.check_downsample_same(downsample_same)
 
 # %% [markdown]
-# **3. Who gets which skip?** Without building a network: given the width `ch` of the first level, the factors of all levels and the number of blocks on the way down, list for every block of the way up, in order, the width of what comes from below and the width of its skip. For the emoji model the answer begins `[(64, 64), (64, 64), (64, 64), (64, 32), ...]`.
+# **3. Who gets which skip?** Without building a network: given the width `ch` of the first level, the factors of all levels and the number of blocks on the way down, list for every block of the way up, in order, the width of its input $h$, which comes from the block before or from below, and the width of its skip. All blocks of a level put out the level's width, and the resamplings keep it. For the emoji model the answer begins `[(64, 64), (64, 64), (64, 64), (64, 32), ...]`.
 
 # %% tags=["exercise"] name="up_widths"
 def up_widths(ch, ch_mult, num_res_blocks):
@@ -722,18 +682,18 @@ exercises.check_up_widths(up_widths)
 #
 # ## What you learned
 #
-# - A denoiser must see far when there is much noise and keep detail when there is little. Halving buys sight at a low price; skips keep the detail.
-# - A U-Net is one residual block, repeated. The time is added inside each block, attention connects all pixels of small maps, and the skips are a stack: first in, last out.
-# - Order of sines, divisor, eps, padding, order of a concatenation: none raises an error, most ruin the result.
-# - The weights sit at the bottom, the work is done at the top.
-# - Taking a part from a trained network tells what it leans on. Training without it tells what it needs. The answers can be opposite.
+# - A denoiser must see far in much noise and keep detail in little. Halving buys sight at a low price; skips keep the detail.
+# - A U-Net is one residual block, repeated. The time is added in each block, attention connects all pixels of small maps, the skips are a stack.
+# - Order of sines, divisor, eps, padding, order of a concatenation: no mistake raises an error, most do harm.
+# - The top level has few weights and much work, the bottom the reverse.
+# - Taking a part from a trained network tells what it leans on, training without it what it needs. The answers can be opposite.
 #
 # ## Where to read on
 #
 # - Ho, Jain, Abbeel, *Denoising diffusion probabilistic models*, 2020, arXiv 2006.11239: appendix B describes this network.
 # - Ronneberger, Fischer, Brox, *U-Net*, 2015, arXiv 1505.04597: where the shape comes from.
-# - Luo, Li, Urtasun, Zemel, *Understanding the effective receptive field in deep convolutional neural networks*, 2016, arXiv 1701.04128: why the influence is a bell.
+# - Luo, Li, Urtasun, Zemel, *Understanding the effective receptive field*, 2016, arXiv 1701.04128: why the influence is a bell.
 # - Sun, Jiang, Zhao, He, *Is noise conditioning necessary for denoising generative models?*, 2025, arXiv 2502.13129: your last surprise, at full size.
-# - Dhariwal, Nichol, *Diffusion models beat GANs on image synthesis*, 2021, arXiv 2105.05233: the U-Net grown up. Bao et al., *All are worth words*, 2023, arXiv 2209.12152: skips without convolutions, for notebook 10.
+# - Dhariwal, Nichol, *Diffusion models beat GANs on image synthesis*, 2021, arXiv 2105.05233: the U-Net grown up.
 #
 # Next: [notebook 09](09_training_well.ipynb), *Training well and knowing it*.

@@ -18,6 +18,7 @@ def check_adm_features(adm_features):
 
         right = features()
         frequencies = torch.exp(-torch.log(torch.tensor(10_000.0)) * torch.arange(half) / half)
+        later = torch.exp(-torch.log(torch.tensor(10_000.0)) * torch.arange(1, half + 1) / half)
         mistakes = {
             "these are DDPM's features, with sines first and the divisor m - 1; change both":
                 features("sin_cos", "half-1"),
@@ -27,12 +28,14 @@ def check_adm_features(adm_features):
                 torch.cat([(rows * frequencies.sqrt()).cos(), (rows * frequencies.sqrt()).sin()], 1),
             "the minus is missing in the exponent: the frequencies must fall from 1, not rise":
                 torch.cat([(rows / frequencies).cos(), (rows / frequencies).sin()], 1),
+            "k begins at 0, so that the first frequency is 1; yours begins at 1":
+                torch.cat([(rows * later).cos(), (rows * later).sin()], 1),
             "cosines and sines alternate; all cosines come first, then all sines":
                 torch.stack([right[:, :half], right[:, half:]], dim=2).flatten(1),
             "these are the angles; take their cosines and sines":
                 torch.cat([rows * frequencies, rows * frequencies], 1),
         }  # fmt: skip
-        compare(adm_features(time, dim), right, mistakes, name="the features", rtol=1e-3, atol=2e-4)
+        compare(adm_features(time, dim), right, mistakes, name="the table of features", rtol=1e-3, atol=2e-4)
 
 
 @exercise("even sizes need one zero, after; odd ones need two, one on each side.")
@@ -88,7 +91,11 @@ def way_up(ch, ch_mult, blocks, oldest_first=False, stale=False, reverse=True, o
 def check_up_widths(up_widths):
     for ch, ch_mult, blocks in ((32, (1, 2, 2), 1), (128, (1, 2, 2, 2), 2), (64, (1, 2, 4), 1), (16, (1, 3, 5, 7), 3)):
         asked = f"up_widths({ch}, {ch_mult}, {blocks})"
-        mine = up_widths(ch, ch_mult, blocks)
+        try:
+            mine = up_widths(ch, ch_mult, blocks)
+        except IndexError as error:
+            raise Wrong(f"{asked} stops with {error}: there are too few skips for num_res_blocks + 1 blocks a level. "
+                        "The results of conv_in and of the downsamplings are kept, too.") from error
         right = way_up(ch, ch_mult, blocks)
         if not isinstance(mine, (list, tuple)) or not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in mine):
             raise Wrong(f"{asked} must be a list of pairs (width of h, width of the skip); it begins {str(mine)[:60]}.")
