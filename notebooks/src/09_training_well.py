@@ -361,12 +361,12 @@ assert abs((of_means / law).mean() - 1) < 0.15
 def halves(pairs, counts):
     import matplotlib.pyplot as plt
     figure, axes = plt.subplots(1, 2, figsize=(9.4, 3.4))
-    for ax, measure in zip(axes, (frechet, minidiff.metrics.kernel)):
+    for ax, name, measure in zip(axes, ("Fréchet", "kernel"), (frechet, minidiff.metrics.kernel)):
         values = torch.tensor([[measure(a, b) for a, b in pairs[n]] for n in counts], dtype=torch.float64)
         ax.fill_between(counts, values.quantile(0.1, 1), values.quantile(0.9, 1), alpha=0.2, linewidth=0)
         ax.plot(counts, values.mean(1), "o-", label="mean; band: 10 to 90 %")
-        ax.set(xscale="log", xlabel="N, pictures in each set", title=f"{measure.__name__} distance, real against real")
-        print(f"{measure.__name__}: mean times N", *(f"{m * n:.1f}" for m, n in zip(values.mean(1), counts)))
+        ax.set(xscale="log", xlabel="N, pictures in each set", title=f"{name} distance, real against real")
+        print(f"{name:7} mean times N:", *(f"{m * n:.1f}" for m, n in zip(values.mean(1), counts)))
     axes[0].plot(counts, law, "--", color=plots.COLORS[1], label="from the means: 2 tr(C) / N")
     axes[0].set_yscale("log")
     axes[0].legend()
@@ -443,7 +443,7 @@ def histograms(sets, samples):
     figure, ax = plt.subplots(figsize=(6.2, 3.2))
     for (name, images), color in zip(sets.items(), plots.COLORS):
         gap = nearest(samples, images)
-        ax.hist(gap, 45, (0, 4.5), alpha=0.5, color=color, label=f"{name}, median {gap.median():.2f}")
+        ax.hist(gap, 45, range=(0, 4.5), alpha=0.5, color=color, label=f"{name}, median {gap.median():.2f}")
         ax.axvline(gap.median(), ymax=0.75, color=color, linestyle="--")
     ax.set(xlabel="distance of a sample to the nearest digit", ylabel="samples")
     ax.set_ylim(0, 1.35 * ax.get_ylim()[1])  # room for the legend
@@ -528,7 +528,7 @@ hook = net.register_forward_pre_hook(lambda module, inputs: fed.append(inputs[1]
 for name in ("A", "healthy"):
     fed.clear()
     list(minidiff.samplers.ddim(wards[name][0], table, x_T, times))
-    print(f"A  {name:8} the network is told times from {min(fed):g} to {max(fed):g}")
+    print(f"{name:8} the network is told times from {min(fed):g} to {max(fed):g}")
 hook.remove()
 
 (alpha, sigma), eps = table(0.5), torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)).to(run.device)
@@ -536,12 +536,12 @@ with torch.no_grad():
     out = net(alpha * x0 + sigma * eps, torch.tensor([499.0], device=run.device), labels)
 for kind in ("eps", "x0", "v"):
     gap = (out - target(kind, x0, eps, alpha, sigma)).square().mean()
-    print(f"B  mean squared difference of the output to {kind:3}: {gap:.2f}")
+    print(f"B        mean squared difference of the output to {kind:3}: {gap:.2f}")
 for name in ("C", "healthy"):
-    print(f"C  {name:8} start: mean {wards[name][1].mean():+.2f}, standard deviation {wards[name][1].std():.2f}")
+    print(f"{name:8} start: mean {wards[name][1].mean():+.2f}, standard deviation {wards[name][1].std():.2f}")
 for name in ("D", "healthy"):
     guesses = torch.stack([step.x0 for step in minidiff.samplers.ddim(wards[name][0], table, x_T, times)])
-    print(f"D  {name:8} guesses of x0 from {guesses.min():+.2f} to {guesses.max():+.2f}")
+    print(f"{name:8} guesses of x0 from {guesses.min():+.2f} to {guesses.max():+.2f}")
 
 # %% [markdown]
 # **A.** The network was trained on the index 0 to 999, and is told $t$ in $[0, 1]$. It believes that there is next to no noise, and removes next to none. Cure: `time="index"`.
