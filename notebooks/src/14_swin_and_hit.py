@@ -114,7 +114,7 @@ draw_cost()
 #
 # ## Windows
 #
-# Cheap is easy. But tokens in different windows never meet, so a network of windows draws sixteen pictures that know nothing of each other. Swin (Liu et al. 2021) alternates: in every second block the windows move by half their side. Take an emoji of 16 pixels, each a token, with windows of 8 and a shift of 4.
+# Cheap is easy. But tokens in different windows never meet, so a network of windows draws many small pictures that know nothing of each other. Swin (Liu et al. 2021) alternates: in every second block the windows move by half their side. Take an emoji of 16 pixels, each a token, with windows of 8 and a shift of 4.
 #
 # Cutting after a shift leaves stripes at the border. Swin's trick: do not move the windows, **roll the picture** by (-4, -4), and cut as before. What falls off at the top comes back at the bottom. The last window now holds the four corners of the picture, which are no neighbours at all. A mask forbids pairs that only the roll has brought together. The colours below come from the package's mask itself: tokens have one colour if the mask lets them meet.
 
@@ -489,7 +489,7 @@ rows = {f"guidance {g:g}": minidiff.sample(hit, len(y), guidance=g, **settings) 
 plots.filmstrip(torch.stack(list(rows.values()), dim=1), rows=list(rows))
 
 # %% [markdown]
-# Blots of plausible colour on white: a few minutes do not make a good model, and this one learns more slowly than the DiT. That is our choice, not the paper's. DiT gets patches of 2 by 2 and knows four neighbours before it starts. Here each pixel of the fine map is a token of 48 numbers, which must learn from a table of positions who stands beside whom; and what it can afford with that many tokens is one layer on the way down and one on the way up.
+# Blots of plausible colour on white: a few minutes do not make a good model, and the DiT gets about as far with three fifths of the work. That is due to our choices, not to the paper. DiT's patches join four neighbours before the first block. Here each pixel of the fine map is a token, which must learn from a table of positions who stands beside whom; and with that many tokens we can afford one layer on the way down and one on the way up.
 #
 # ### What it says, and what it is told
 #
@@ -511,7 +511,9 @@ with torch.no_grad():
         assert torch.allclose(sum(parts), guess.out, atol=1e-5)
         told = join_windows(seen["told"].flatten(0, 1), (4, 4), 16, 16)[0].flatten(0, 1)  # (256, 48)
         apart = told - told.mean(0)
-        print(f"t = {t}: {apart.square().sum() / told.square().sum():.0%} of what is told differs from place to place")
+        corners = apart.view(8, 2, 8, 2, 48).mean((0, 2))  # means over places of even and odd rows and columns
+        print(f"t = {t}: {apart.square().sum() / told.square().sum():4.0%} of what is told differs from place to place, "
+              f"{64 * corners.square().sum() / apart.square().sum():4.0%} of that by even and odd")
         colours = apart @ torch.linalg.svd(apart, full_matrices=False)[2][:3].T
         colours = (colours / colours.abs().amax(0)).T.view(1, 3, 16, 16)
         shown.append(torch.cat([x_t, *parts, guess.out, guess.x0, colours]).clamp(-1, 1))
@@ -520,7 +522,7 @@ plots.filmstrip(torch.stack(shown), [f"t = {t}" for t in times], columns=5,
                 rows=["noisy", "coarse part", "fine part", "sum: v", "guess of x0", "what is told"])
 
 # %% [markdown]
-# With little noise most of what is told depends on the place; with much, all places hear nearly the same, as in DiT: there is hardly anything to tell them apart. Look for the pattern that repeats every two pixels. It comes from the pixel shuffle, which fills the four places of a square from four different parts of the channels.
+# With little noise most of what is told depends on the place. With much, all places hear nearly the same, as in DiT. What little differs then repeats every two pixels: the pixel shuffle fills the four places of a square from four different parts of the channels, and that is seen even where the picture is not.
 #
 # ### Silence half of the heads
 #
@@ -583,7 +585,7 @@ Markdown("| paper | here |\n|---|---|\n" + "\n".join(f"| {paper} | {here} |" for
 # %% [markdown]
 # ## Exercises
 #
-# **1. The mask on a line.** A line of $n$ tokens is rolled by $-s$ and cut into windows of $w$. Return the mask that is added to the logits: 0 for tokens that were neighbours before, -100 for pairs that only the roll has brought together.
+# **1. The mask on a line.** A line of $n$ tokens is rolled by $-s$ and cut into windows of $w$. Return the mask that is added to the logits: -100 for pairs that only the roll has brought together, 0 for all others.
 
 # %% tags=["exercise"] name="line_mask"
 def line_mask(n, w, s):
