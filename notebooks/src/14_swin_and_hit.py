@@ -512,7 +512,7 @@ with torch.no_grad():
         told = join_windows(seen["told"].flatten(0, 1), (4, 4), 16, 16)[0].flatten(0, 1)  # (256, 48)
         apart = told - told.mean(0)
         corners = apart.view(8, 2, 8, 2, 48).mean((0, 2))  # means over places of even and odd rows and columns
-        print(f"t = {t}: {apart.square().sum() / told.square().sum():4.0%} of what is told differs from place to place, "
+        print(f"t = {t}: {apart.square().sum() / told.square().sum():4.0%} of what is told differs between places, "
               f"{64 * corners.square().sum() / apart.square().sum():4.0%} of that by even and odd")
         colours = apart @ torch.linalg.svd(apart, full_matrices=False)[2][:3].T
         colours = (colours / colours.abs().amax(0)).T.view(1, 3, 16, 16)
