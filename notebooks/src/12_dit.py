@@ -662,4 +662,4 @@ exercises.check_adaln_single(adaln_single)
 # - Goyal et al., *Accurate, large minibatch SGD*, 2017, arXiv 1706.02677: residual branches that begin at zero.
 # - Ma et al., *SiT*, 2024, arXiv 2401.08740. Chen et al., *PixArt-alpha*, 2023, arXiv 2310.00426.
 #
-# Next comes notebook 13, *DiffiT: attention that knows the time*.
+# Next comes [notebook 13](13_diffit.ipynb), *DiffiT: attention that knows the time*.
