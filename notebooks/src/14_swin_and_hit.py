@@ -482,7 +482,7 @@ losses = history.losses.cpu()
 means = losses[: len(losses) // every * every].view(-1, every).mean(1) if len(losses) >= every else losses
 curves = {f"HiT, {known.flops / 1e6:.0f} MFLOPs": means, f"DiT, {dit['model']['flops'] / 1e6:.0f} MFLOPs": dit["curve"]}
 display(plots.lines({name: ([every * (k + 1) for k in range(len(values))], values) for name, values in curves.items()},
-                    x="step", y="loss", log="y"))
+                    x="step", y="loss"))
 y = torch.arange(10) if run.tier != "smoke" else torch.arange(2)
 settings = dict(y=y, sampler="ddim", steps=50 if run.tier != "smoke" else 2, progress=False)
 rows = {f"guidance {g:g}": minidiff.sample(hit, len(y), guidance=g, **settings) for g in (1.0, 2.0)}
