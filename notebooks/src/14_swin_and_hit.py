@@ -180,7 +180,7 @@ for name, shift in (("no shift", 0), ("shift 4", 4)):
 draw_reach(maps, (13, 13))
 
 # %% [markdown]
-# White is zero. Without shift a token sees its window and nothing else, however deep the network. With shift the view grows block by block. Two blocks make 16 by 16: the shifted window touches four plain ones. Four blocks see the whole map. But look at the colours: to be reachable is not to be heard, and the far tokens are orders of magnitude fainter.
+# White is zero. Without shift a token sees its window and nothing else, however deep the network. With shift the view grows block by block. Two blocks make 16 by 16: the shifted window touches four plain ones. From this place four blocks see the whole map. But look at the colours: to be reachable is not to be heard, and the far tokens are orders of magnitude fainter.
 #
 # (Gradients below $10^{-12}$ of the largest count as zero, because of the mask's $e^{-100}$.)
 #
