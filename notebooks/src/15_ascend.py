@@ -355,7 +355,7 @@ print(f"another seed: {100 * max(seeds):.1f} % at most, of {len(seeds)}" if seed
 plots.bars(list(effects), list(effects.values()), x="change of the held-out loss, %") if effects else None
 
 # %% [markdown]
-# Hold the three against the last line. A first number that is negative and larger than luck agrees with the paper. A positive one contradicts it, and there would be a plain reason: at 16 pixels a convolution sees most of the map anyway. (The seeds are mostly those of other networks: take them as a rough scale.) The second claim is about the third number. An interaction as large as an effect means that you cannot choose one half without knowing the other.
+# Hold the three against the last line. A first number that is negative and larger than luck agrees with the paper. A positive one contradicts it, and there would be a plain reason: at 16 pixels a convolution sees most of the map anyway. (The seeds are mostly those of other networks: take them as a rough scale.) A positive second number says that the lighter *kind* of decoder is also the better one. The second claim is about the third number. An interaction as large as an effect means that you cannot choose one half without knowing the other.
 #
 # Where in the noise do they differ? And what do they draw?
 
