@@ -62,6 +62,8 @@ def test_attention_to_a_text_is_left_out():
 def test_what_cannot_be_explored_is_refused():
     with pytest.raises(ValueError, match="one picture"):
         explore_attention(tie("dit_test"), torch.zeros(2, 3, 8, 8))
+    with pytest.raises(ValueError, match="DiffiT attends in windows"):
+        explore_attention(tie("diffit_test"), torch.zeros(1, 3, 8, 8))
     with pytest.raises(ValueError, match="no self-attention"):
         blind = Diffusion(Blind(), schedules.cosine(), "v", shape=(3, 8, 8))
         explore_attention(blind, torch.zeros(1, 3, 8, 8))

@@ -19,7 +19,7 @@ def explore_attention(diffusion, x0, y=None, times=(0.1, 0.3, 0.5, 0.7, 0.9), pa
     condition, for a batch of one. patch: which one asks at first, counted row by row; None: in the middle. Shown are
     the noisy picture with the asking patch, where that patch looks, and where all patches look on average; the share
     that goes to other tokens (time, label, text) stands above. Raises ValueError for more than one picture, and for a
-    network without self-attention over patches.
+    network without self-attention over patches, or with windows.
     """
     x0 = x0[None] if x0.ndim == 3 else x0
     if len(x0) != 1:
@@ -35,6 +35,8 @@ def explore_attention(diffusion, x0, y=None, times=(0.1, 0.3, 0.5, 0.7, 0.9), pa
         maps[t] = [one[0].cpu() for calls in recorded.values() for one in calls if one.shape[2] == one.shape[3]]
     if not maps[times[0]]:
         raise ValueError(f"{type(diffusion.network).__name__} has no self-attention to look at; pass a transformer")
+    if any(len(one) != 1 for calls in recorded.values() for one in calls):
+        raise ValueError(f"{type(diffusion.network).__name__} attends in windows: no map shows all of the picture")
     first = getattr(diffusion.network, "extras", 0)  # tokens before the patches; DiT's in-context ones come after
     sides = [math.isqrt(one.shape[2] - first) for one in maps[times[0]]]
     side = max(sides)  # the patches are numbered on the finest grid
