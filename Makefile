@@ -49,6 +49,8 @@ weights: $(VENV)/.test
 bench: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sampler_overhead.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/transformer_speed.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/unet_speed.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/ascend_memory.py
 
 # Trains those of 32 pixels, which need a GPU; they are not shipped yet.
 weights-gpu: $(VENV)/.test

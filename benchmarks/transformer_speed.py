@@ -160,12 +160,12 @@ def measure(functions, rounds):
     return {key: values[1:] for key, values in seconds.items()}
 
 
-def rows(name, pair, seconds):
-    """The rows of the table for one pair."""
+def rows(name, pair, seconds, targets):
+    """The rows of the table for one pair; targets: {task: ratio}."""
     peer = next(side for side in pair.modules if side != "minidiff")
     millions = {side: round(sum(p.numel() for p in module.parameters()) / 1e6, 2)
                 for side, module in pair.modules.items()}  # fmt: skip
-    for task, target in TARGETS[name].items():
+    for task, target in targets.items():
         own, theirs = seconds[task, "minidiff"], seconds[task, peer]
         ratios = [b / a for a, b in zip(own, theirs)]
         low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else 3 * ratios
@@ -176,13 +176,13 @@ def rows(name, pair, seconds):
         }  # fmt: skip
 
 
-def main(arguments=None):
-    """Measure, print the table and write the file."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def main(arguments=None, description=__doc__, out=Path(__file__), pairs=PAIRS, targets=TARGETS):
+    """Measure these pairs, print the table and write the file."""
+    parser = argparse.ArgumentParser(description=description.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--smoke", action="store_true", help="two blocks, one picture, one round: that it runs at all")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--smoke", action="store_true", help="small networks, one picture, one round: that it runs")
+    parser.add_argument("--out", type=Path, default=out.with_suffix(".json"))
     options = parser.parse_args(arguments)
     if options.smoke:
         options.rounds = options.batch = 1
@@ -193,10 +193,10 @@ def main(arguments=None):
         "batch": options.batch, "rounds": options.rounds, "clock": "processor time", "rows": [],
     }  # fmt: skip
     print(f"{'model':13} {'task':10} {'minidiff':>9} {'peer':>9} {'ratio':>7} {'quartiles':>11} {'target':>7}   (ms)")
-    for name, make in PAIRS.items():
+    for name, make in pairs.items():
         torch.manual_seed(SEED)
         pair = make(options.batch, 2 if options.smoke else None)
-        for row in rows(name, pair, measure(tasks(pair, TARGETS[name]), options.rounds)):
+        for row in rows(name, pair, measure(tasks(pair, targets[name]), options.rounds), targets[name]):
             spread = "-".join(f"{ratio:.2f}" for ratio in row["quartiles"])
             print(f"{name:13} {row['task']:10} {row['minidiff_ms']:9.1f} {row['peer_ms']:9.1f} {row['ratio']:7.3f} "
                   f"{spread:>11} {row['target']:7g}   {row['peer']}")  # fmt: skip
