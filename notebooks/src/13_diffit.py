@@ -1,17 +1,16 @@
 # %% [markdown]
 # # 13 DiffiT: attention that knows the time
 #
-# After this notebook you can build an attention whose queries, keys and values depend on the time, say what the time can and cannot do in it, and prove that a third of its time weights never do anything.
+# After this notebook you can build an attention that depends on the time, say what the time can and cannot do in it, and prove that a third of its time weights never do anything.
 #
-# Run time: four to five minutes on a CPU with two idle cores, most of it training two small networks; expect as long on a T4 or a big GPU, which trains for more steps. Nothing is downloaded.
+# Run time: four to five minutes on a CPU with two idle cores; expect as long on a T4 or a big GPU, which trains for more steps. Nothing is downloaded.
 #
 # You will
 #
-# - build time-dependent self-attention by hand, and get the package's numbers out of it,
-# - split its logits into four terms, and watch two of them vanish,
+# - build time-dependent attention by hand, split its logits into four terms, and watch two of them vanish,
 # - build the whole network, and count the weights of the published one,
 # - train it beside a DiT, and measure how the maps of both change along the trajectory,
-# - make its queries or its values deaf, and see which of them needed to know the time,
+# - make its queries or its values deaf to the time, and see what that costs,
 # - look into its windows, and guide with a weight that changes over time.
 
 # %%
@@ -22,7 +21,7 @@ run = setup()
 # %% [markdown]
 # ## Should attention know the time?
 #
-# A denoiser works on two kinds of pictures. Near $t = 1$ there is almost nothing to see, and what is to be decided is the plan: where the object stands, how large it is. Near $t = 0$ the plan is settled, and what is missing are edges and specks. It seems right that a patch should look at other places in the one case than in the other.
+# Near $t = 1$ a denoiser sees almost nothing, and has to decide on the plan: where the object stands, how large it is. Near $t = 0$ the plan is settled, and what is missing are edges and specks. It seems right that a patch should look at other places in the one case than in the other.
 #
 # You know two ways to tell a transformer the time. U-ViT ([notebook 10](10_u_vit.ipynb)) adds a token, which the patches may look at or not. DiT ([notebook 12](12_dit.ipynb)) scales and shifts what goes into attention. **DiffiT** (Hatamizadeh et al. 2024) puts the time into attention itself: what a token looks for, what it shows, and what it says each depend on $t$.
 #
@@ -32,15 +31,15 @@ run = setup()
 #
 # $$q_i = W_q x_i + U_q c, \qquad k_j = W_k x_j + U_k c, \qquad v_j = W_v x_j + U_v c.$$
 #
-# From here on it is the attention you know, with one more ingredient, a learned bias $B_{ij}$ that depends only on how far token $j$ lies from token $i$:
+# From here on it is the attention you know, with one more ingredient, a learned bias $B_{ij}$ that depends only on where token $j$ lies as seen from token $i$:
 #
 # $$\text{out}_i = W_o \sum_j w_{ij} v_j, \qquad w_{ij} = \operatorname{softmax}_j\Big(\frac{q_i \cdot k_j}{\sqrt{d}} + B_{ij}\Big).$$
 #
 # Here $d$ is the width of a head. (Each linear map has a constant as well.)
 #
-# ### A bias by distance
+# ### A bias by offset
 #
-# Start with $B$. On a grid of $g \times g$ tokens two tokens are between $-(g-1)$ and $g-1$ rows apart, and as many columns. So there are $(2g-1)^2$ distances, and the layer learns one number for each distance and each head: a table. Row $i$ of $B$ is a crop of that table, and where the crop is taken depends on where token $i$ stands. To see it, fill the table with something you recognise.
+# Start with $B$. On a grid of $g \times g$ tokens two tokens are between $-(g-1)$ and $g-1$ rows apart, and as many columns. So there are $(2g-1)^2$ offsets, and the layer learns one number for each offset and each head: a table. Row $i$ of $B$ is a crop of that table, and where the crop is taken depends on where token $i$ stands. To see it, fill the table with something you recognise: a hill, a ditch around it, and a slope to the right.
 
 # %%
 import torch
@@ -49,7 +48,7 @@ from torch import nn
 
 
 def bias(table, g):
-    """table ((2g - 1)^2, heads) -> (heads, N, N): for tokens i and j the entry of their distance."""
+    """table ((2g - 1)^2, heads) -> (heads, N, N): for tokens i and j the entry of their offset."""
     row, column = torch.arange(g * g) // g, torch.arange(g * g) % g
     down, right = row[:, None] - row, column[:, None] - column  # (N, N), each from -(g - 1) to g - 1
     return table[(down + g - 1) * (2 * g - 1) + right + g - 1].permute(2, 0, 1)
@@ -60,7 +59,7 @@ radius = (across[:, None] ** 2 + across**2).sqrt()
 painted = ((-(radius**2) / 6).exp() - 0.6 * (-((radius - 5) ** 2) / 2).exp() + 0.06 * across).flatten()[:, None]
 
 # %% [markdown]
-# Left the table of that head, with the distance 0 in its middle; then the rows of $B$ of three asking tokens, each folded back into the grid. The white square is the asking token. Seen from there the crops are the same pattern, turned by 180 degrees, since the table is read at $i - j$.
+# Left the table, with the offset 0 in its middle; then the rows of $B$ of three asking tokens, each folded back into the grid. The white square is the asking token. Each crop is the pattern of the table turned by 180 degrees, the low side of the slope now to the right, since the table is read at $i - j$.
 
 # %%
 @plots.quiet
@@ -115,7 +114,7 @@ print(f"largest difference {(mine - theirs).abs().max():.0e}, outputs of standar
 assert torch.allclose(mine, theirs, atol=1e-5)
 
 # %% [markdown]
-# Equal. So far the paper. Now take the formula apart, and look for what the time does in it.
+# So far the paper. Now look for what the time does in the formula.
 #
 # ## Four terms
 #
@@ -123,7 +122,7 @@ assert torch.allclose(mine, theirs, atol=1e-5)
 #
 # $$q_i \cdot k_j \;=\; \underbrace{q^x_i \cdot k^x_j}_{\text{token-token}} \;+\; \underbrace{q^x_i \cdot k^t}_{\text{token-time}} \;+\; \underbrace{q^t \cdot k^x_j}_{\text{time-token}} \;+\; \underbrace{q^t \cdot k^t}_{\text{time-time}}.$$
 #
-# Each is a table with a row for every asking token $i$ and a column for every token $j$ that may be looked at. Before you look: which of them have equal columns, which equal rows?
+# Each is a table with a row for every asking token $i$ and a column for every token $j$ that may be looked at. Guess first: which have equal columns, which equal rows?
 
 # %%
 @torch.no_grad()
@@ -174,12 +173,13 @@ slopes = layer.qkv_temb.weight.grad.unflatten(0, (3, -1)).norm(dim=(1, 2))
 print("norm of the gradient:", ", ".join(f"U_{name} {v:.1e}" for name, v in zip("qkv", slopes)))
 assert slopes[1] < 1e-4 * slopes[0] and slopes[1] < 1e-4 * slopes[2]
 with torch.no_grad():
-    layer.qkv_temb.weight[96:192].normal_(std=3)
+    for silent in (layer.qkv_temb.weight, layer.qkv_temb.bias, layer.qkv.bias):
+        silent[96:192].normal_(std=3)
 assert torch.allclose(layer(x, c), theirs, atol=1e-4)
-print("U_k replaced by noise: the same output")
+print("U_k, its constant and that of W_k replaced by noise: the same output")
 
 # %% [markdown]
-# What is left of the gradient of $U_k$ is rounding. Nothing here depends on training or size. The paper's formula and the released weights have three maps of the time, and one of them never had an effect.
+# What is left of the gradient of $U_k$ is rounding. Training and size play no part in this. The paper's formula and the released weights have three maps of the time, and one of them never had an effect. (The same holds for the constant beside $W_k$, in every transformer that has one.)
 #
 # ## What the time can say
 #
@@ -187,7 +187,7 @@ print("U_k replaced by noise: the same output")
 #
 # $$\text{out}_i = W_o \sum_j \operatorname{softmax}_j\Big(\frac{q^x_i \cdot k^x_j}{\sqrt d} + a_j(t) + B_{ij}\Big)\, v^x_j \;+\; W_o U_v c, \qquad a_j(t) = \frac{U_q c \cdot k^x_j}{\sqrt d}.$$
 #
-# Read it slowly. The time acts in two places. The last term is a vector added to every token alike, just as the U-Net adds its time embedding. And $a_j(t)$ is a **popularity**: at this time, tokens of this kind are looked at more, by everybody. There is no term with $t$, $i$ and $j$ together. Within a layer the time cannot say "eyes look at mouths now"; it can only say "mouths are worth looking at now". And so for the class, where $c$ holds it, too.
+# The time acts in two places. The last term is a vector added to every token alike, just as the U-Net adds its time embedding. And $a_j(t)$ is a **popularity**: at this time, tokens of this kind are looked at more, by everybody. There is no term with $t$, $i$ and $j$ together. Within a layer the time cannot say "eyes look at mouths now"; it can only say "mouths are worth looking at now". The next cell writes the layer in this form.
 
 # %%
 def popularity_attention(x, c, p, g):
@@ -208,13 +208,13 @@ with torch.no_grad():
 print("popularity and a shift: the same layer. With U = W it is a shift of the tokens: the same again")
 
 # %% [markdown]
-# The second half of the cell compares with DiT. There the tokens are scaled and shifted before attention, $W(x \odot (1 + s) + b)$. The shift $b$ alone is a TMSA whose $U$ are tied to its $W$. The scale $s$ goes further than TMSA can: it changes the token-token term itself. So on paper DiffiT's attention is freer in its shift, and DiT's is freer in everything else. Which of them changes its maps more over time is a question for a measurement, below.
+# The second half of the cell is about DiT. There the tokens are scaled and shifted before attention, $W(x \odot (1 + s) + b)$. The shift $b$ alone is a TMSA whose $U$ are tied to its $W$. The scale $s$ goes further than TMSA can: it changes the token-token term itself. So DiffiT's attention is freer in its shift, and DiT's has a scale. Which of them changes its maps more over time you will measure below.
 #
 # ## The rest of the network
 #
-# Everything else is smaller than in DiT. The block has no modulation and no gates: a norm without any constants, TMSA, another norm, the MLP, each with a residual. Before the last linear map comes a norm and a SiLU, and it is not told the time either. The time speaks in attention alone.
+# The block of DiffiT has no modulation and no gates: a norm without any constants, TMSA, another norm, the MLP, each with a residual. Before the last linear map come a norm and a SiLU. The time speaks in attention alone.
 #
-# In the text of the paper $c$ is the time. In the released network it is the sum of time and label, as in DiT. Here is all of it.
+# In the text of the paper $c$ is the time. In the released network it is the sum of time and label, as in DiT, so all that was said about the time holds for the class as well. Here is all of it.
 
 # %%
 from minidiff.layers import timestep_embedding, unpatchify
@@ -225,7 +225,7 @@ def norm(x):
 
 
 def condition(time, y, p):
-    """time (B,) or (1,) in 0 .. 999, y (B,) -> c (B, d)."""
+    """time (B,) or (1,) in 0 .. 999, y (B,) labels, the last one for 'none' -> c (B, d)."""
     features = timestep_embedding(time, 256, order="cos_sin", divisor="half")
     return p.time_embed(features) + p.label_embed.weight[y]
 
@@ -240,7 +240,7 @@ def diffit(x, time, y, p):
     return unpatchify(p.head(F.silu(norm(tokens))), p.patch_size, p.grid, p.grid)
 
 # %% [markdown]
-# Compare with the package. Make its large network small: pixels of emoji in place of latents, width 96, and five blocks, which make it about as large as the DiT of notebook 12 with its four. The last layer starts at zero, which would prove little, so fill it first.
+# Compare with the package. Make its large network small: pixels of emoji in place of latents, width 96, and five blocks, which have about as many weights as the four of notebook 12's DiT. The last layer starts at zero, which would prove little, so fill it first.
 
 # %%
 data = minidiff.load_dataset("emoji", size=16)
@@ -258,14 +258,14 @@ assert torch.allclose(mine, theirs, atol=1e-4)
 # %% [markdown]
 # ## The published one, counted
 #
-# On the *meta* device tensors have shapes and no memory, so the large network can be built and counted at once. The text of the paper says 30 blocks and 561 million parameters. Do both hold?
+# On the *meta* device tensors have shapes and no memory, so you can count the large network at once. The text of the paper says 30 blocks and 561 million parameters. Do both hold? The column *maps of c* counts the weights that tell the blocks the time and the label: TMSA's $U$, and DiT's modulation.
 
 # %%
 from IPython.display import Markdown
 
 sizes = {"256 pixels, 28 blocks, as released": ("diffit_xl_256", {}), "512 pixels, 28 blocks": ("diffit_xl_512", {}),
          "256 pixels, 30 blocks, as in the text": ("diffit_xl_256", {"depth": 30}), "DiT-XL/2": ("dit_xl_2", {})}
-counted, rows = {}, ["| | parameters | G multiply-adds | time maps | of these $U_k$ |", "|---|---:|---:|---:|---:|"]
+counted, rows = {}, ["| | parameters | G multiply-adds | maps of $c$ | of these $U_k$ |", "|---|---:|---:|---:|---:|"]
 for name, (model, options) in sizes.items():
     with torch.device("meta"):
         large = minidiff.create_model(model, **options)
@@ -275,18 +275,18 @@ for name, (model, options) in sizes.items():
     dead = maps // 3 if "diffit" in model else 0
     counted[name] = known.parameters, known.flops / 2e9, maps, dead
     rows.append(f"| {name} | {known.parameters:,} | {known.flops / 2e9:.1f} | {maps / 1e6:.1f} M | "
-                f"{dead / 1e6:.1f} M |")
+                + (f"{dead / 1e6:.1f} M |" if dead else "none |"))
 weights, _, _, dead = counted["256 pixels, 28 blocks, as released"]
 assert weights == 561_330_144 and counted["512 pixels, 28 blocks"][0] == 563_562_464
-assert counted["256 pixels, 30 blocks, as in the text"][0] == 601_201_664
+assert counted["256 pixels, 30 blocks, as in the text"][0] == 601_201_664 and 14.5 < weights / dead < 15.5
 Markdown("\n".join(rows))
 
 # %% [markdown]
-# The count decides: 561 million are 28 blocks, and 30 would be 601. The 512-pixel network differs in the tables of its bias and positions alone. DiT-XL/2 spends twice as much on the time, since it modulates more. And the last column is the price of the algebra above: of every fifteen weights of the published DiffiT, one is in a matrix that cannot change its output.
+# The count decides: 561 million are 28 blocks. DiT-XL/2 spends twice as much on $c$, since it modulates more. And of every fifteen weights of the published DiffiT, one is in a matrix that cannot change its output.
 #
 # ## Train one, and a DiT beside it
 #
-# Both with the recipe of the recorded runs that come later, only shorter.
+# Both with the recipe of the recorded runs that come later, only shorter. Watch the first hundred steps. DiT's gates start at zero, so each of its blocks begins as the identity; DiffiT's blocks begin at full strength.
 
 # %%
 def wrap(network):
@@ -311,7 +311,7 @@ plots.losses(curves)
 # %% [markdown]
 # ## One patch, along the trajectory
 #
-# Take a picture that neither has seen, noise it to seven times with the same noise, and record the attention of one patch, with the name of the right class. Which head of which block should you look at? Let a number choose: those two heads of each network whose maps move most. The distance of two maps is the share of attention that has moved from one place to another,
+# Take a picture that neither has seen, noise it to seven times with the same noise, and record the attention of one patch, in the two heads of each network whose maps move most. The distance of two rows of weights is the share of attention that has moved from one place to another,
 #
 # $$D(w, w') = \tfrac12 \sum_j |w_j - w'_j|, \qquad 0 \le D \le 1.$$
 
@@ -320,7 +320,7 @@ plots.losses(curves)
 def look(model, x_t, told, y):
     """The maps (blocks, B, heads, N, N) for pictures x_t (B, 3, 16, 16) when the network is told the time `told`."""
     with minidiff.record_attention(model.network) as recorded:
-        model.network(x_t, torch.tensor([1000.0 * told - 1]), y)
+        model.network(x_t, torch.tensor([1000.0 * told - 1]), y)  # t = 0.001 .. 1 is fed as 0 .. 999
     return torch.stack([one for calls in recorded.values() for one in calls])
 
 
@@ -340,7 +340,7 @@ for name, model in models.items():
         strips[f"{name}, block {block}, head {head}"] = maps[:, block, head, 27].view(-1, 8, 8)  # row 3, column 3
 
 # %% [markdown]
-# Bright is where the patch looks, each row on its own scale. The cross marks the patch itself.
+# Bright is where the framed patch looks, each row on its own scale.
 
 # %%
 @plots.quiet
@@ -350,10 +350,11 @@ def draw_strips(noisy, strips):
     for ax, x_t, t in zip(axes[0], noisy, times):
         ax.imshow((x_t[0].permute(1, 2, 0) / 2 + 0.5).clamp(0, 1))
         ax.set_title(f"t = {t:g}")
+        ax.add_patch(plt.Rectangle((5.5, 5.5), 2, 2, fill=False, edgecolor="black", linewidth=2))
     for row, (name, maps) in zip(axes[1:], strips.items()):
         for ax, one in zip(row, maps):
             ax.imshow(one, cmap="magma", vmin=0, vmax=maps.quantile(0.99))
-            ax.plot(3, 3, "+", color="#56B4E9", markersize=7)
+            ax.add_patch(plt.Rectangle((2.5, 2.5), 1, 1, fill=False, edgecolor="#56B4E9", linewidth=1.5))
         row[0].set_ylabel(name.replace(", ", "\n", 1), rotation=0, ha="right", va="center", fontsize=9)
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
@@ -364,7 +365,7 @@ def draw_strips(noisy, strips):
 draw_strips(noisy, strips)
 
 # %% [markdown]
-# Both networks move their attention on the way. That says nothing yet about how they are told the time, since the picture changes as well as $t$. The next section separates the two. First look around: choose the block, the head, the time and the patch.
+# What moves here may be the time's doing or the picture's, which changes as well. The next section separates the two. First look around.
 
 # %%
 from minidiff.course.attention import explore_attention
@@ -374,7 +375,7 @@ explore_attention(models["DiffiT"], smiley, seven, times=times)
 # %% [markdown]
 # ## Is it the picture, or the time?
 #
-# Separate the two. First let the noise and the time change together, as they do while sampling, and measure how far the maps at $t$ are from those at $t = 0.5$. Then keep the picture as it is at $t = 0.5$, and change only the time that the network is *told*. What remains is the time's own doing. For a scale, take the distance between the maps of two different pictures at $t = 0.5$.
+# First let the noise and the time change together, as they do while sampling, and measure how far the maps at $t$ are from those at $t = 0.5$. Then keep the picture as it is at $t = 0.5$, and change only the time that the network is *told*. What remains is the time's own doing. For a scale, take the distance between two different pictures, each with its own noise and label, at $t = 0.5$.
 
 # %%
 few = 24 if run.tier != "smoke" else 4
@@ -393,16 +394,20 @@ for name, model in models.items():
         moves[name, kind] = (way[0] + way[-1]) / 2
     moves[name, "another picture"] = distance(start, start.roll(1, dims=1)).mean().item()
     print(f"{name}: " + ", ".join(f"{kind} {v:.3f}" for (who, kind), v in moves.items() if who == name))
-plots.lines(travelled, x="t", y="distance from the maps at t = 0.5")
+figure = plots.lines(travelled, x="t", y="distance from the maps at t = 0.5")
+for k, line in enumerate(figure.axes[0].lines):  # a colour for each network, dashed where the picture stands still
+    line.set(color=plots.COLORS[k // 2], linestyle="--" if k % 2 else "-")
+figure.axes[0].legend(loc="upper center", frameon=False)
+figure
 
 # %% [markdown]
-# The printed numbers are means of the two ends, over all blocks, heads, asking patches and pictures. Compare "time alone" of the two networks: the paper's idea against DiT's modulation, in the same currency. A network whose maps are nearly uniform has little to move; "another picture" tells how lively its maps are at all.
+# Solid, all changes; dashed, only what the network is told. The printed numbers are means of the two ends, over all blocks, heads, patches and pictures. Compare "time alone" of the two: the paper's idea against DiT's modulation. Maps that are nearly uniform have little to move; "another picture" tells how lively they are at all.
 #
-# Where DiT is not far behind, or even ahead, recall the algebra: its scale reaches the token-token term, which the time in DiffiT cannot. But "the maps change over time" is no privilege of DiffiT, because the tokens change over time in every denoiser.
+# Where DiT is not far behind, or even ahead, recall the algebra: its scale reaches the token-token term, which the time in DiffiT cannot. And these are two young networks, each trained once: a small difference is no verdict.
 #
 # ## Deaf queries, deaf values
 #
-# You can ask DiffiT directly which of its three ears it needs. Take the trained network, and let $U_q c$, $U_k c$ or $U_v c$ be what it would be at $t = 0.5$, whatever the time is. Then measure the loss on unseen pictures. Make a guess first: the name suggests the queries, since they decide where to look.
+# Which of its three ears does this DiffiT rely on? Take the trained network, and let $U_q c$, $U_k c$ or $U_v c$ be what it would be at $t = 0.5$, whatever the time is. Then measure the loss on unseen pictures. Guess first. The last row is a control: if the time speaks in attention alone, a network deaf in queries and values cannot know it.
 
 # %%
 def make_deaf(network, deaf):
@@ -419,7 +424,8 @@ def make_deaf(network, deaf):
 
 ours, losses = models["DiffiT"], {}
 start = look(ours, middle, 0.5, labels)
-for name, deaf in (("all hear", ""), ("keys deaf", "k"), ("queries deaf", "q"), ("values deaf", "v")):
+ears = {"all hear": "", "keys deaf": "k", "queries deaf": "q", "values deaf": "v", "both deaf": "qv"}
+for name, deaf in ears.items():
     with torch.no_grad():
         hooks = make_deaf(ours.network, deaf)
         losses[name] = torch.stack([ours.loss(images, labels, t=torch.full((few,), t), eps=noise).mean()
@@ -427,39 +433,37 @@ for name, deaf in (("all hear", ""), ("keys deaf", "k"), ("queries deaf", "q"), 
     far = sum(distance(look(ours, middle, levels[k], labels), start).mean().item() for k in (0, -1)) / 2
     [hook.remove() for hook in hooks]
     print(f"{name:13} loss x {(losses[name] / losses['all hear']).mean():.2f}, the time alone moves the maps {far:.3f}")
+assert far < 1e-4  # of the last, with queries and values deaf
 
 # %% [markdown]
-# Now the loss over the noise level.
+# Now the loss over $t$.
 
 # %%
 worse = {name: loss / losses["all hear"] for name, loss in losses.items() if name != "all hear"}
 assert torch.allclose(worse["keys deaf"], torch.ones(len(levels)), atol=1e-3)
-plots.lines({name: (levels, v) for name, v in worse.items()}, x="t", y="loss / loss when all hear")
+assert torch.allclose(worse["both deaf"][5], torch.ones(()), atol=1e-3)  # at t = 0.5 nobody is told anything else
+figure = plots.lines({name: (levels, v) for name, v in worse.items()}, x="t", y="loss / loss when all hear")
+figure.axes[0].lines[0].set(linestyle="--", zorder=3)
+figure.axes[0].legend(loc="upper center", frameon=False)
+figure
 
 # %% [markdown]
-# Deaf keys cost nothing, as they must: their line is at 1 for every $t$. The other two are the popularity and the shift. If the curve of the values lies above that of the queries, most of what this network knows about the time came through the plain sum, the way a U-Net is told. See also how far the maps still move when the queries are deaf: the *tokens* carry the time from block to block, and so the maps follow it all the same. This is a young network, and a shift is easy to learn. On a GPU the notebook trains longer, and you can see whether the queries catch up.
+# Deaf keys cost nothing, as they must: their line is at 1 for every $t$. The queries are the popularity, the values the shift. If the curve of the values lies above that of the queries, most of what this network knows about the time came through the plain sum, the way a U-Net is told. With deaf queries only the *tokens* carry the time, from block to block; the printed distances say how far the maps follow them.
 #
-# ## Three ways at equal size
+# Mind what this measures: what a trained network relies on, not what it would need. One whose queries were deaf from the start might do as well. On a GPU the notebook trains longer; see there whether the queries catch up.
 #
-# Recorded runs, each trained for 600 steps on the same data with the same noise (`python tools/ablation.py diffit --tier cpu`, and the same for `dit`): the flat DiffiT beside DiT with adaLN-Zero and DiT with its time and class as tokens, and two DiffiTs for pixels, which the next section explains.
+# ## Three ways to tell the time
+#
+# Recorded runs, each trained for 600 steps on the same data (`python tools/ablation.py diffit --tier cpu`, and the same for `dit`): the flat DiffiT beside DiT with adaLN-Zero and DiT with time and class as tokens, all of width 96, and two DiffiTs for pixels, which the next section explains. Tokens need no maps of $c$, so that DiT has fewer weights for about the same work.
 
 # %%
 from minidiff.course.recorded import recorded
 
-
-def runs(experiment):
-    """The recorded runs of the cpu tier; none where nothing was recorded yet."""
-    try:
-        return recorded(experiment, "cpu")
-    except FileNotFoundError:
-        return {}
-
-
-found = {"dit": runs("dit"), "diffit": runs("diffit"), "uvit": runs("uvit")}
+found = {name: recorded(name, "cpu") for name in ("dit", "diffit", "uvit")}
 names = {"tokens (DiT in-context)": ("dit", "in-context"), "adaLN-Zero (DiT)": ("dit", "adaln-zero"),
-         "in attention (DiffiT)": ("diffit", "flat"), "DiffiT in pixels, windows of 4": ("diffit", "pixels"),
-         "DiffiT in pixels, windows of 2": ("diffit", "window-2")}
-records = {name: found[experiment][key] for name, (experiment, key) in names.items() if key in found[experiment]}
+         "in attention (DiffiT)": ("diffit", "flat"), "DiffiT, windows of 4": ("diffit", "pixels"),
+         "DiffiT, windows of 2": ("diffit", "window-2")}
+records = {name: found[experiment][key] for name, (experiment, key) in names.items()}
 lines = ["| time and class | parameters | MFLOPs | held-out loss | Fréchet distance |", "|---|" + "---:|" * 4]
 for name, one in records.items():
     lines.append(f"| {name} | {one['model']['parameters']:,} | {one['model']['flops'] / 1e6:.0f} | "
@@ -467,7 +471,7 @@ for name, one in records.items():
 Markdown("\n".join(lines))
 
 # %% [markdown]
-# Where do they differ? The next figure has the held-out loss over the noise level, divided by that of adaLN-Zero; below it are samples from the same noise, for the same classes. Differences smaller than what another seed changes mean nothing; that number is printed where a run was repeated.
+# Where do they differ? The next figure has the held-out loss over $t$, divided by that of adaLN-Zero; below it are samples from the same noise, for the same classes. Some runs of these notebooks were repeated with another seed, U-ViTs among them. The largest change that this made is printed; a smaller difference is no evidence.
 
 # %%
 def luck(of):
@@ -484,7 +488,7 @@ measures = {"held-out loss": lambda one: one["held_out"]["mean"],
             "Fréchet distance": lambda one: one["distances"]["frechet"]["value"]}
 for title, of in measures.items():
     print(f"{title}: {order(of)}")
-    print(f"    another seed changes it by {max(luck(of)):.2g} at most" if luck(of) else "    no second seed recorded")
+    print(f"    another seed changed it by up to {max(luck(of)):.2g}")
 base = records["adaLN-Zero (DiT)"]["held_out"]
 ratios = {name: (base["times"], [a / b for a, b in zip(one["held_out"]["losses"], base["losses"])])
           for name, one in records.items()}
@@ -492,13 +496,13 @@ display(plots.lines(ratios, x="t", y="held-out loss / adaLN-Zero's"))
 plots.filmstrip(torch.stack([one["samples"][:9] for one in records.values()], dim=1), rows=list(records))
 
 # %% [markdown]
-# Be fair to both sides. DiT's gates let it start as the identity, and 600 steps reward a good start. DiffiT has one block more for the same weights, and so more work. The paper's comparison is between networks trained for hundreds of thousands of steps.
+# Be fair to both sides. DiT starts as the identity, and 600 steps may reward a good start. DiffiT has one block more for the same weights, and so does more work. The paper's networks for pixels were trained for 200,000 steps.
 #
 # ## DiffiT for pixels: a U of windows
 #
-# The other half of the paper is a network for images. It is a U-Net whose residual blocks hold a DiffiT block: norm, swish, 3 by 3 convolution, then tokens, TMSA and MLP, and the shortcut. Every pixel is a token, so full attention would be too expensive: $n$ pixels make $n^2$ pairs. The picture is cut into **windows** of $w \times w$ pixels, and each attends to itself: $n w^2$ pairs.
+# The other half of the paper is a network for images. It is a U-Net whose residual blocks are norm, SiLU, 3 by 3 convolution, then TMSA and MLP, and the shortcut. Every pixel is a token, so full attention would be too expensive: $n$ pixels make $n^2$ pairs. The picture is cut into **windows** of $w \times w$ pixels, and each attends to itself: $n w^2$ pairs.
 #
-# To cut without a loop is a matter of shapes. Compare with slices, then look at the windows of a picture, 4 by 4 on each of the three levels of the small network, and at the reach of one block: all pixels whose change moves the red one, its own window darker.
+# Cut without a loop, compare with slices, then look at the windows of 4 by 4 on the three levels of the small network, and at the reach of one block: all pixels whose change moves the orange one, its own window darker. Guess their number first.
 
 # %%
 from minidiff.backbones.diffit import ResBlock
@@ -518,35 +522,36 @@ block.norm, x8 = nn.Identity(), torch.randn(1, 8, 16, 16, requires_grad=True)  #
 block(x8, torch.randn(1, 8))[0, :, 6, 6].sum().backward()
 seen = (x8.grad[0].abs().sum(0) > 0).float()  # (16, 16)
 window = F.pad(torch.ones(4, 4), (4, 8, 4, 8))
-panels.append((1 - 0.6 * seen - 0.5 * window).repeat(3, 1, 1))
+panels.append((0.8 - 0.6 * seen - 0.5 * window).repeat(3, 1, 1))
 panels[-1][:, 6, 6] = torch.tensor([0.8, -0.3, -1.0])
+assert seen.sum() == 6 * 6
 titles = ["16 windows", "4 windows", "1 window", f"reach: {seen.sum():.0f} pixels"]
 plots.grid(torch.stack(panels), titles=titles, scale=10)
 
 # %% [markdown]
-# Unlike Swin, whose windows you meet in the next notebook, DiffiT's do not shift. Windows exchange nothing but what the convolution carries over the border, one pixel a block. On a level where a window covers everything, attention is global; that is the job of the lower levels. The paper finds that windows of 4 in place of 2 improve the FID by 23 %, and 8 in place of 4 only by 1.5 %.
+# Unlike Swin, whose windows you meet in the next notebook, DiffiT's do not shift. They exchange nothing but what the convolution carries over the border, one pixel a block: $(4 + 2)^2 = 36$. On a level where a window covers everything, attention is global; that is the job of the lower levels. The paper finds that windows of 4 in place of 2 improve the FID by 23 %, and 8 in place of 4 only by 1.5 %.
 #
 # ### What the paper leaves open
 #
-# No code of this network was published, and the text disagrees with itself. Whoever builds it has to choose. The docstring of `diffit.py` lists our choices; here are the main ones.
+# No code of this network was published, and the text disagrees with itself. The docstring of `diffit.py` lists our choices, of which these are the main ones.
 #
 # | the paper | here |
 # |---|---|
 # | appendix H: four blocks on each level; appendix I: 1, 2, 2, 2 (FFHQ) and 2, 2, 2 (CIFAR-10) | appendix I |
-# | widths of time and tokens in the ablation: the printed best row contradicts the text | time 512, token 256, which fits the 256 channels of the levels |
+# | widths of the time vector and of what the blocks see: the text favours a wide first and a narrow second | 512 and 256; 256 are the channels of most levels |
 # | how skips join: not said | concatenated, one for each block; our choice |
 # | heads, MLP ratio, groups of the norm: not said | heads of 32 channels, ratio 4, 32 groups; our choice |
 # | latent network: 30 blocks, guidance 4.6 in the text | 28 blocks, 4.4, as in the released files |
 #
-# Its maps belong to windows: in `diffit_tiny` at 16 pixels (16, 2, 16, 16) on the first level, for windows, heads, tokens, tokens. No map covers the picture, which is why the explorer above looked into the flat network. Exercise 2 puts such maps back in place.
+# The maps of this network belong to windows: on the first level of `diffit_tiny` (16, 2, 16, 16), for windows, heads, tokens, tokens. That is why the explorer above looked into the flat network. Exercise 2 puts such maps back in place.
 #
 # ## Guidance that grows
 #
-# The samples at 256 pixels are made with a guidance of its own kind, known from MDT (those at 512 with a constant 1.49). Constant guidance ([notebook 07](07_guidance.ipynb)) pulls as strongly at $t = 1$, where the plan is made, as at the end. That costs variety: all pictures of a class begin alike. **Power-cosine** guidance begins with no guidance and grows to its full scale $s$ only near the data:
+# The samples at 256 pixels are made with a guidance known from MDT. Constant guidance ([notebook 07](07_guidance.ipynb)) pulls as strongly at $t = 1$, where the plan is made, as at the end, and the plans of a class become alike. **Power-cosine** guidance begins with no guidance and grows to its full scale $s$ only near the data:
 #
 # $$\text{scale}(t) = 1 + (s - 1)\,\frac{1 - \cos\!\big(\pi (1 - t)^{p}\big)}{2}, \qquad p = 4.$$
 #
-# Draw it, and try it on a network that is trained well, the `emoji-unet` that comes with the course: guidance does not care what is inside. The variety is the mean distance between two pictures of the same class, a smiley.
+# Draw it, and try it on the well-trained `emoji-unet` that comes with the course. The variety is the mean distance between two pictures of the same class, a smiley.
 
 # %%
 from minidiff.guidance import cosine_weight
@@ -558,6 +563,7 @@ assert torch.allclose(by_hand, theirs, atol=1e-5)
 shapes = {"power 4, as released": (t, theirs)}
 shapes["power 1"] = (t, [cosine_weight(4.4, 1, at) for at in t.tolist()])
 shapes["constant"] = (t, torch.full((101,), 4.4))
+assert cosine_weight(4.4, 4, 0.5) < 1.05  # hardly any guidance before the middle
 figure = plots.lines(shapes, x="t", y="guidance scale, s = 4.4")
 figure.axes[0].legend(loc="upper right", bbox_to_anchor=(1.0, 0.92), frameon=False)
 display(figure)
@@ -572,13 +578,13 @@ print("variety:", ", ".join(f"{name} {v:.1f}" for name, v in variety.items()))
 plots.filmstrip(torch.stack([made[:9] for made in drawn.values()], dim=1), rows=list(drawn))
 
 # %% [markdown]
-# With $p = 4$ more than half of the trajectory is hardly guided at all, so 4.4 cannot be compared with DiT's constant 1.5. Constant guidance makes the pictures more typical and more alike. The late one keeps the plans of the first row, with those that were no smileys, and works on what is there.
+# With $p = 4$ more than half of the trajectory is hardly guided at all, so 4.4 cannot be compared with DiT's constant 1.5. Constant guidance makes the pictures more typical and more alike. The late one keeps the plans of the first row and works on what is there. It keeps the mistakes as well, and they count as variety.
 #
 # ## What the paper found, what you measured
 
 # %%
 def measured(name, of=measures["held-out loss"]):
-    return f"{of(records[name]):.4f}" if name in records else "not recorded yet"
+    return f"{of(records[name]):.4f}"
 
 
 flat, zero, tokens = "in attention (DiffiT)", "adaLN-Zero (DiT)", "tokens (DiT in-context)"
@@ -586,21 +592,21 @@ findings = [
     ("Queries, keys and values should each know the time", f"the keys' part drops out: {dead / 1e6:.0f} of "
      f"{weights / 1e6:.0f} million weights of the published network have no effect; deaf queries multiply the loss by "
      f"{worse['queries deaf'].mean():.2f}, deaf values by {worse['values deaf'].mean():.2f}"),
-    ("Attention changes its behaviour along the trajectory", "maps told another time move by "
+    ("Attention should change along the trajectory", "maps told another time move by "
      + ", ".join(f"{moves[name, 'time alone']:.3f} ({name})" for name in models)),
     ("ImageNet-256: FID 1.73; DiT-XL/2 has 2.27, each with its own guidance",
      f"held-out loss {measured(flat)}, adaLN-Zero {measured(zero)}, tokens {measured(tokens)}"),
     ("CIFAR-10: FID 1.95 with TMSA, 3.97 with the time in the position bias alone, 3.81 in the MLP alone",
      "not repeated; exercise 3 builds the second"),
     ("Windows of 4 in place of 2: FID better by 23 %", "held-out loss "
-     f"{measured('DiffiT in pixels, windows of 2')} (2), {measured('DiffiT in pixels, windows of 4')} (4)"),
+     f"{measured('DiffiT, windows of 2')} (2), {measured('DiffiT, windows of 4')} (4)"),
     ("561 million parameters, 114 Gflops", f"{weights:,} with 28 blocks, not 30; "
      f"{counted['256 pixels, 28 blocks, as released'][1]:.1f} G multiply-adds"),
 ]
 Markdown("| paper | here |\n|---|---|\n" + "\n".join(f"| {paper} | {here} |" for paper, here in findings))
 
 # %% [markdown]
-# Minutes of training on small pictures cannot contradict an FID. The first row does not need them: that the keys' part has no effect is algebra.
+# Minutes of training cannot contradict an FID. That the keys' part has no effect needs no training: it is algebra.
 #
 # ## Exercises
 #
@@ -612,13 +618,13 @@ def time_weights(depth, dim):
     ...  # your code
 
 # %% [markdown]
-# The check asks for three sizes; the last is the published one.
+# The last of the three sizes that the check asks for is the published one.
 
 # %%
 exercises.check_time_weights(time_weights)
 
 # %% [markdown]
-# **2. Put windows back in place.** `record_attention` gives the maps of a windowed block as (windows, heads, $n$, $n$), the windows row by row and the tokens in each row by row. Return where the pixel at (row, column) looks, as a picture of the whole map: zero outside its window. With that you can draw `strips` for `diffit_tiny`.
+# **2. Put windows back in place.** `record_attention` gives the maps of a windowed block as (windows, heads, $n$, $n$), the windows row by row and the tokens in each row by row. Return where the pixel at (row, column) looks, for each head a picture of the whole level: zero outside the pixel's window. With that you can draw `strips` for `diffit_tiny`.
 
 # %% tags=["exercise"] name="look_from"
 def look_from(maps, row, column, side, window):
@@ -632,7 +638,7 @@ def look_from(maps, row, column, side, window):
 exercises.check_look_from(look_from)
 
 # %% [markdown]
-# **3. A project: the time in the bias alone.** In the paper's ablation the time enters only the position bias, and the FID on CIFAR-10 is 3.97 in place of 1.95. Unlike TMSA, such a bias can say who looks at whom. Begin with the function: every picture has its own table, made from its $c$; return the biases that are added to the logits. Write it without a loop over pictures or tokens.
+# **3. A project: the time in the bias alone.** In the paper's ablation the time enters only the position bias, and the FID on CIFAR-10 is 3.97 in place of 1.95. Unlike TMSA, such a bias can tell pairs apart, by where they stand. Begin with the function: every picture has its own table; return the biases that are added to the logits, without a loop.
 
 # %% tags=["exercise"] name="timed_bias"
 def timed_bias(tables, g):
@@ -646,21 +652,20 @@ def timed_bias(tables, g):
 exercises.check_timed_bias(timed_bias)
 
 # %% [markdown]
-# Now the project. Write an attention with plain queries, keys and values and this bias, with tables from one linear map of $c$ that starts at zero. Put it in the place of `attn` in each block of the small network, train with `recipe`, and compare. Then add a time shift to its output. Which of the three is best, and does the order agree with the paper?
+# Now the project. Write an attention with plain queries, keys and values and this bias, with tables from one linear map of $c$ that starts at zero. Put it in the place of `attn` in each block of the small network, train with `recipe`, and compare with TMSA. Then add a map of $c$ to its output, the shift. Which of the three is best, and does the order agree with the paper?
 #
 # ## What you learned
 #
-# - Time-dependent attention adds a map of the time to queries, keys and values. Of the four terms in the logits two drop out of the softmax, and with them all that the time says to the keys.
-# - What remains is a popularity of tokens and a shift. Who looks at whom changes only through the tokens.
-# - Maps change along the trajectory in every denoiser. Whether the *time* changes them must be measured with the picture held still.
-# - A parameter count can settle what a text leaves contradictory.
-# - Windows make attention affordable, convolutions join them. Late guidance keeps variety.
+# - Of the four terms in the logits two drop out of the softmax, and with them all that the time says to the keys.
+# - What remains is a popularity of tokens and a shift. Which pairs belong together changes only through the tokens.
+# - Maps change along the trajectory since the picture does. What the *time* does must be measured with the picture held still.
+# - Windows make attention affordable, convolutions join them.
 #
 # ## Where to read on
 #
 # - Hatamizadeh et al., *DiffiT: diffusion vision transformers for image generation*, 2024, arXiv 2312.02139.
 # - Peebles, Xie, *Scalable diffusion models with transformers*, 2023, arXiv 2212.09748: the modulation it competes with.
-# - Liu et al., *Swin transformer*, 2021, arXiv 2103.14030: windows that shift, and the bias by distance.
+# - Liu et al., *Swin transformer*, 2021, arXiv 2103.14030: windows that shift, and the bias by offset.
 # - Gao et al., *Masked diffusion transformer*, 2023, arXiv 2303.14389: power-cosine guidance.
 #
-# Next comes notebook 14, *Windows, pyramids and blocks: Swin and HiT*.
+# Next comes [notebook 14](14_swin_and_hit.ipynb), *Windows, pyramids and blocks: Swin and HiT*.

@@ -16,6 +16,7 @@ def check_time_weights(time_weights):
         mistakes = {
             "the constants are missing: a map of `dim` numbers to one has `dim` weights and a constant":
                 3 * depth * dim * dim,
+            "a map has a constant for each number that it makes, not one alone": 3 * depth * (dim * dim + 1),
             "this is one block; there are `depth`": 3 * one,
             "each block has three maps, for queries, keys and values": depth * one,
             "you count the maps of the tokens, too; only those of c are asked for": 6 * depth * one,
@@ -23,6 +24,8 @@ def check_time_weights(time_weights):
         compare(every, 3 * depth * one, mistakes, name="the number of all parameters", rtol=0, atol=0.5)
         mistakes = {
             "the constants of U_k have no effect either: they are the same for every key": depth * dim * dim,
+            "only the keys' part has no effect, and its constants belong to it": 2 * depth * dim * dim,
+            "the constants of W_k are as silent, but they are no part of the maps of c": depth * dim * (dim + 2),
             "only the keys' part has no effect; U_v adds a vector to every token": 2 * depth * one,
             "some have no effect: token-time and time-time are constant along a row, and what makes them is U_k": 0,
             "only U_k has no effect; queries and values do": 3 * depth * one,
@@ -59,6 +62,11 @@ def check_look_from(look_from):
                 put(maps[here, :, :, asking], (i, j)),
             "the tokens of a window are numbered row by row: (row in the window) * window + column in it":
                 put(maps[here, :, x * window + y], (i, j)),
+            "a window begins at (row of windows) * window, and so for the columns":
+                put(right, (i, j)).roll((i - i * window, j - j * window), dims=(1, 2)),
+            "you average over the pixels that ask; only one does, a row of the map": put(maps[here].mean(1), (i, j)),
+            "every window has a pixel at this place, and you draw all windows; only the one with the pixel counts":
+                maps[:, :, asking].view(count, count, 3, window, window).permute(2, 0, 3, 1, 4).reshape(3, side, side),
             "rows and columns inside the window are swapped":
                 put(right.unflatten(1, (window, window)).transpose(1, 2), (i, j)),
             "the heads belong apart, (heads, side, side); you average over them": put(right, (i, j)).mean(0),
@@ -73,16 +81,22 @@ def check_timed_bias(timed_bias):
         tables = torch.randn(batch, (2 * g - 1) ** 2, heads)
         index = relative_index((g, g))
         right = torch.stack([table[index].permute(2, 0, 1) for table in tables])
+        rows, columns = torch.arange(g * g) // g, torch.arange(g * g) % g
+        down, across = rows[:, None] - rows, columns[:, None] - columns
         swapped = tables.unflatten(1, (2 * g - 1, 2 * g - 1)).transpose(1, 2).flatten(1, 2)
         mistakes = {
-            "i - j is the distance, and you take j - i: the rows of the table are in the opposite order":
+            "i - j is the offset, and you take j - i: the rows of the table are in the opposite order":
                 right.transpose(2, 3),
             "rows apart come first in the table: (rows + g - 1) * (2g - 1) + columns + g - 1":
                 swapped[:, index].permute(0, 3, 1, 2),
             "the heads stand last; return (B, heads, N, N)": right.permute(0, 2, 3, 1),
             "every picture has its own table; you use the first one for all": right[:1].expand_as(right),
             "every picture has its own table; you average them": right.mean(0, keepdim=True).expand_as(right),
-            "distances are negative, too: add g - 1 to both before you look them up": tables[
+            "a row of the table has 2g - 1 entries, not g: (rows + g - 1) * (2g - 1) + columns + g - 1":
+                tables[:, (down + g - 1) * g + across + g - 1].permute(0, 3, 1, 2),
+            "above and below are different offsets; you take how far without the sign":
+                tables[:, (down.abs() + g - 1) * (2 * g - 1) + across.abs() + g - 1].permute(0, 3, 1, 2),
+            "offsets are negative, too: add g - 1 to both before you look them up": tables[
                 :, (index - (g - 1) * (2 * g - 1) - (g - 1))].permute(0, 3, 1, 2),
         }
         compare(timed_bias(tables, g), right, mistakes, name="the bias")
