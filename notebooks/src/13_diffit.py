@@ -39,7 +39,7 @@ run = setup()
 #
 # ### A bias by offset
 #
-# Start with $B$. On a grid of $g \times g$ tokens two tokens are between $-(g-1)$ and $g-1$ rows apart, and as many columns. So there are $(2g-1)^2$ offsets, and the layer learns one number for each offset and each head: a table. Row $i$ of $B$ is a crop of that table, and where the crop is taken depends on where token $i$ stands. To see it, fill the table with something you recognise: a hill, a ditch around it, and a slope to the right.
+# On a grid of $g \times g$ tokens two tokens are between $-(g-1)$ and $g-1$ rows apart, and as many columns. So there are $(2g-1)^2$ offsets, and the layer learns one number for each offset and each head: a table. Row $i$ of $B$ is a crop of that table, and where the crop is taken depends on where token $i$ stands. To see it, fill the table with something you recognise: a hill, a ditch around it, and a slope to the right.
 
 # %%
 import torch
@@ -114,11 +114,9 @@ print(f"largest difference {(mine - theirs).abs().max():.0e}, outputs of standar
 assert torch.allclose(mine, theirs, atol=1e-5)
 
 # %% [markdown]
-# So far the paper. Now look for what the time does in the formula.
-#
 # ## Four terms
 #
-# Write $q^x_i = W_q x_i$ for the token's part and $q^t = U_q c$ for the time's, and the same for the keys. The product of two sums is four products:
+# What does the time do in the formula? Write $q^x_i = W_q x_i$ for the token's part and $q^t = U_q c$ for the time's, and the same for the keys. The product of two sums is four products:
 #
 # $$q_i \cdot k_j \;=\; \underbrace{q^x_i \cdot k^x_j}_{\text{token-token}} \;+\; \underbrace{q^x_i \cdot k^t}_{\text{token-time}} \;+\; \underbrace{q^t \cdot k^x_j}_{\text{time-token}} \;+\; \underbrace{q^t \cdot k^t}_{\text{time-time}}.$$
 #
@@ -152,7 +150,7 @@ draw_terms(terms)
 # %% [markdown]
 # *token-time* says something about the asking token, the same for whatever it may look at: horizontal stripes. *time-token* says something about the token that is looked at, the same for whoever asks: vertical stripes. *time-time* is one number.
 #
-# Now remember what a softmax does with a constant. It divides by the sum, so a number $r_i$ added to a whole row cancels:
+# A softmax divides by the sum, so a number $r_i$ added to a whole row cancels:
 #
 # $$\frac{e^{\ell_{ij} + r_i}}{\sum_m e^{\ell_{im} + r_i}} = \frac{e^{r_i}\, e^{\ell_{ij}}}{e^{r_i} \sum_m e^{\ell_{im}}} = \frac{e^{\ell_{ij}}}{\sum_m e^{\ell_{im}}}.$$
 #
@@ -365,7 +363,7 @@ def draw_strips(noisy, strips):
 draw_strips(noisy, strips)
 
 # %% [markdown]
-# What moves here may be the time's doing or the picture's, which changes as well. The next section separates the two. First look around.
+# What moves here may be the time's doing or the picture's, which changes as well. Look around before you separate the two.
 
 # %%
 from minidiff.course.attention import explore_attention
@@ -401,13 +399,13 @@ figure.axes[0].legend(loc="upper center", frameon=False)
 figure
 
 # %% [markdown]
-# Solid, all changes; dashed, only what the network is told. The printed numbers are means of the two ends, over all blocks, heads, patches and pictures. Compare "time alone" of the two: the paper's idea against DiT's modulation. Maps that are nearly uniform have little to move; "another picture" tells how lively they are at all.
+# Solid, all changes; dashed, only what the network is told. The printed numbers are means of the two ends, over all blocks, heads, patches and pictures. Compare "time alone" of the two: the paper's idea against DiT's modulation. "Another picture" tells how lively the maps are at all.
 #
 # Where DiT is not far behind, or even ahead, recall the algebra: its scale reaches the token-token term, which the time in DiffiT cannot. And these are two young networks, each trained once: a small difference is no verdict.
 #
 # ## Deaf queries, deaf values
 #
-# Which of its three ears does this DiffiT rely on? Take the trained network, and let $U_q c$, $U_k c$ or $U_v c$ be what it would be at $t = 0.5$, whatever the time is. Then measure the loss on unseen pictures. Guess first. The last row is a control: if the time speaks in attention alone, a network deaf in queries and values cannot know it.
+# Which of its three ears does this DiffiT rely on? Let $U_q c$, $U_k c$ or $U_v c$ be what it would be at $t = 0.5$, whatever the time is. Then measure the loss on unseen pictures. Guess first. The last row is a control: if the time speaks in attention alone, a network deaf in queries and values cannot know it.
 
 # %%
 def make_deaf(network, deaf):
@@ -424,7 +422,7 @@ def make_deaf(network, deaf):
 
 ours, losses = models["DiffiT"], {}
 start = look(ours, middle, 0.5, labels)
-ears = {"all hear": "", "keys deaf": "k", "queries deaf": "q", "values deaf": "v", "both deaf": "qv"}
+ears = {"all hear": "", "keys deaf": "k", "queries deaf": "q", "values deaf": "v", "q and v deaf": "qv"}
 for name, deaf in ears.items():
     with torch.no_grad():
         hooks = make_deaf(ours.network, deaf)
@@ -441,7 +439,7 @@ assert far < 1e-4  # of the last, with queries and values deaf
 # %%
 worse = {name: loss / losses["all hear"] for name, loss in losses.items() if name != "all hear"}
 assert torch.allclose(worse["keys deaf"], torch.ones(len(levels)), atol=1e-3)
-assert torch.allclose(worse["both deaf"][5], torch.ones(()), atol=1e-3)  # at t = 0.5 nobody is told anything else
+assert torch.allclose(worse["q and v deaf"][5], torch.ones(()), atol=1e-3)  # at t = 0.5 nobody is told anything else
 figure = plots.lines({name: (levels, v) for name, v in worse.items()}, x="t", y="loss / loss when all hear")
 figure.axes[0].lines[0].set(linestyle="--", zorder=3)
 figure.axes[0].legend(loc="upper center", frameon=False)
@@ -450,11 +448,11 @@ figure
 # %% [markdown]
 # Deaf keys cost nothing, as they must: their line is at 1 for every $t$. The queries are the popularity, the values the shift. If the curve of the values lies above that of the queries, most of what this network knows about the time came through the plain sum, the way a U-Net is told. With deaf queries only the *tokens* carry the time, from block to block; the printed distances say how far the maps follow them.
 #
-# Mind what this measures: what a trained network relies on, not what it would need. One whose queries were deaf from the start might do as well. On a GPU the notebook trains longer; see there whether the queries catch up.
+# This measures what a trained network relies on, not what it would need. One whose queries were deaf from the start might do as well.
 #
 # ## Three ways to tell the time
 #
-# Recorded runs, each trained for 600 steps on the same data (`python tools/ablation.py diffit --tier cpu`, and the same for `dit`): the flat DiffiT beside DiT with adaLN-Zero and DiT with time and class as tokens, all of width 96, and two DiffiTs for pixels, which the next section explains. Tokens need no maps of $c$, so that DiT has fewer weights for about the same work.
+# Recorded runs, each trained for 600 steps on the same data (`python tools/ablation.py diffit --tier cpu`, and the same for `dit`): the flat DiffiT beside DiT with adaLN-Zero and DiT with time and class as tokens, all of width 96, and two DiffiTs for pixels, which the next section explains. Tokens need no maps of $c$, so that DiT has fewer weights.
 
 # %%
 from minidiff.course.recorded import recorded
@@ -471,7 +469,7 @@ for name, one in records.items():
 Markdown("\n".join(lines))
 
 # %% [markdown]
-# Where do they differ? The next figure has the held-out loss over $t$, divided by that of adaLN-Zero; below it are samples from the same noise, for the same classes. Some runs of these notebooks were repeated with another seed, U-ViTs among them. The largest change that this made is printed; a smaller difference is no evidence.
+# The next figure has the held-out loss over $t$, divided by that of adaLN-Zero; below it are samples from the same noise and classes. Some runs of these notebooks were repeated with another seed, U-ViTs among them. The largest change that this made is printed; a smaller difference is no evidence.
 
 # %%
 def luck(of):
@@ -496,7 +494,7 @@ display(plots.lines(ratios, x="t", y="held-out loss / adaLN-Zero's"))
 plots.filmstrip(torch.stack([one["samples"][:9] for one in records.values()], dim=1), rows=list(records))
 
 # %% [markdown]
-# Be fair to both sides. DiT starts as the identity, and 600 steps may reward a good start. DiffiT has one block more for the same weights, and so does more work. The paper's networks for pixels were trained for 200,000 steps.
+# DiT starts as the identity, and 600 steps may reward a good start. DiffiT has one block more for the same weights, and so does more work. The paper's networks for pixels were trained for 200,000 steps.
 #
 # ## DiffiT for pixels: a U of windows
 #
@@ -529,7 +527,7 @@ titles = ["16 windows", "4 windows", "1 window", f"reach: {seen.sum():.0f} pixel
 plots.grid(torch.stack(panels), titles=titles, scale=10)
 
 # %% [markdown]
-# Unlike Swin, whose windows you meet in the next notebook, DiffiT's do not shift. They exchange nothing but what the convolution carries over the border, one pixel a block: $(4 + 2)^2 = 36$. On a level where a window covers everything, attention is global; that is the job of the lower levels. The paper finds that windows of 4 in place of 2 improve the FID by 23 %, and 8 in place of 4 only by 1.5 %.
+# Unlike Swin's in the next notebook, these windows do not shift. They exchange nothing but what the convolution carries over the border, one pixel a block: $(4 + 2)^2 = 36$. On a level where a window covers everything, attention is global; that is the job of the lower levels. The paper finds that windows of 4 in place of 2 improve the FID by 23 %, and 8 in place of 4 only by 1.5 %.
 #
 # ### What the paper leaves open
 #
@@ -538,7 +536,6 @@ plots.grid(torch.stack(panels), titles=titles, scale=10)
 # | the paper | here |
 # |---|---|
 # | appendix H: four blocks on each level; appendix I: 1, 2, 2, 2 (FFHQ) and 2, 2, 2 (CIFAR-10) | appendix I |
-# | widths of the time vector and of what the blocks see: the text favours a wide first and a narrow second | 512 and 256; 256 are the channels of most levels |
 # | how skips join: not said | concatenated, one for each block; our choice |
 # | heads, MLP ratio, groups of the norm: not said | heads of 32 channels, ratio 4, 32 groups; our choice |
 # | latent network: 30 blocks, guidance 4.6 in the text | 28 blocks, 4.4, as in the released files |
@@ -610,7 +607,7 @@ Markdown("| paper | here |\n|---|---|\n" + "\n".join(f"| {paper} | {here} |" for
 #
 # ## Exercises
 #
-# **1. Count what does nothing (a line).** A latent DiffiT of `depth` blocks and width `dim` has a map of $c$ in every block, of width `dim` to $3\,\cdot$ `dim`, with constants. How many parameters have all these maps together, and how many of them can never change the output? Mind that the constants of $U_k$ are as constant along a row as the rest.
+# **1. Count what does nothing (a line).** A latent DiffiT of `depth` blocks and width `dim` has a map of $c$ in every block, of width `dim` to $3\,\cdot$ `dim`, with constants. How many parameters have all these maps together, and how many of them can never change the output?
 
 # %% tags=["exercise"] name="time_weights"
 def time_weights(depth, dim):
@@ -618,7 +615,7 @@ def time_weights(depth, dim):
     ...  # your code
 
 # %% [markdown]
-# The last of the three sizes that the check asks for is the published one.
+# The last size that the check asks for is the published one.
 
 # %%
 exercises.check_time_weights(time_weights)
@@ -638,7 +635,7 @@ def look_from(maps, row, column, side, window):
 exercises.check_look_from(look_from)
 
 # %% [markdown]
-# **3. A project: the time in the bias alone.** In the paper's ablation the time enters only the position bias, and the FID on CIFAR-10 is 3.97 in place of 1.95. Unlike TMSA, such a bias can tell pairs apart, by where they stand. Begin with the function: every picture has its own table; return the biases that are added to the logits, without a loop.
+# **3. A project: the time in the bias alone.** In an ablation of the paper the time enters the position bias alone, and the FID on CIFAR-10 is 3.97 in place of 1.95. Unlike TMSA, such a bias can tell pairs apart, by where they stand. Begin with the function: every picture has its own table; return the biases that are added to the logits, without a loop.
 
 # %% tags=["exercise"] name="timed_bias"
 def timed_bias(tables, g):
@@ -659,7 +656,6 @@ exercises.check_timed_bias(timed_bias)
 # - Of the four terms in the logits two drop out of the softmax, and with them all that the time says to the keys.
 # - What remains is a popularity of tokens and a shift. Which pairs belong together changes only through the tokens.
 # - Maps change along the trajectory since the picture does. What the *time* does must be measured with the picture held still.
-# - Windows make attention affordable, convolutions join them.
 #
 # ## Where to read on
 #
