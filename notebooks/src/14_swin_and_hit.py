@@ -22,7 +22,7 @@ run = setup()
 # %% [markdown]
 # ## The bill
 #
-# U-ViT and DiT let every token look at every other one. With $N$ tokens that makes $N^2$ pairs. Twice the side of the picture is four times the tokens and sixteen times the pairs. So they cut pictures into patches, or work on a small latent. If you want every pixel to be a token, a token must look at fewer others. Let $K$ be how many keys a query meets on average, and $C$ the number of channels. Four linear maps make queries, keys, values and the output; two products per pair do the looking. Count a multiplication and an addition as two:
+# U-ViT and DiT let every token look at every other one. With $N$ tokens that makes $N^2$ pairs. Twice the side of the picture is four times the tokens and sixteen times the pairs. If you want every pixel to be a token, a token must look at fewer others. Let $K$ be how many keys a query meets on average, and $C$ the number of channels. Four linear maps make queries, keys, values and the output; two products per pair do the looking. Count a multiplication and an addition as two:
 #
 # $$\text{FLOPs} = \underbrace{8 N C^2}_{\text{linear maps}} + \underbrace{4 N K C}_{\text{pairs}}, \qquad \text{and the matrix of weights has } N K \text{ numbers for each head.}$$
 #
@@ -108,13 +108,13 @@ for name in keys(16):
 draw_cost()
 
 # %% [markdown]
-# The work of windows and convolutions grows with the pixels: exponent 1. That of global attention approaches 2. Multi-axis blocks lie between, on their way to 1.5 as the pairs outgrow the linear maps: with $p^2 = \sqrt N$ both halves have $\sqrt N$ keys. (Keep $p$ fixed, and the second half is quadratic again.) The seconds follow, as far as caches and other programs let them.
+# The work of windows and convolutions grows with the pixels: exponent 1. That of global attention approaches 2. Multi-axis blocks lie between, on their way to 1.5 as the pairs outgrow the linear maps: with $p^2 = \sqrt N$ both halves have $\sqrt N$ keys. (Keep $p$ fixed, and the second half is quadratic again.) How closely the seconds follow depends on caches, and on what else your machine is doing.
 #
-# At 256 pixels global attention is counted and not run. Written out as in a textbook, the weights of one layer for one picture would fill the tens of gigabytes that are printed above. The fused kernel behind the package's `attention` works tile by tile and never stores them; for it the wall is time. Note also who is fastest. At 256 pixels the convolution has more FLOPs than the windows and needs a fraction of their time: cutting, joining and a softmax move memory about, and FLOPs do not count that.
+# At 256 pixels global attention is counted and not run. Written out as in a textbook, the weights of one layer for one picture would fill the tens of gigabytes that are printed above. The fused kernel behind the package's `attention` works tile by tile and never stores them; for it the wall is time. Nor do FLOPs rank the layers by time. The convolution has half as many again as the windows; which of the two is faster in your figure? Cutting, joining and a softmax move memory about, and FLOPs do not count that.
 #
 # ## Windows
 #
-# Cheap is easy. But tokens in different windows never meet, so a network of windows draws many small pictures that know nothing of each other. Swin (Liu et al. 2021) alternates: in every second block the windows move by half their side. Take an emoji of 16 pixels, each a token, with windows of 8 and a shift of 4.
+# Tokens in different windows never meet, so a network of windows draws many small pictures that know nothing of each other. Swin (Liu et al. 2021) alternates: in every second block the windows move by half their side. Take an emoji of 16 pixels, each a token, with windows of 8 and a shift of 4.
 #
 # Cutting after a shift leaves stripes at the border. Swin's trick: do not move the windows, **roll the picture** by (-4, -4), and cut as before. What falls off at the top comes back at the bottom. The last window now holds the four corners of the picture, which are no neighbours at all. A mask forbids pairs that only the roll has brought together. The colours below come from the package's mask itself: tokens have one colour if the mask lets them meet.
 
@@ -137,17 +137,18 @@ def draw_shift():
         axes[0, k].imshow(image, cmap="Set1", extent=(0, 16, 16, 0))
         axes[0, k].vlines(cuts, 0, 16, color="k"), axes[0, k].hlines(cuts, 0, 16, color="k")
         axes[0, k].set(title=name, xticks=[], yticks=[])
-        axes[1, k].imshow(mask[k], cmap="gray", vmin=-130, vmax=0)  # white: allowed
+        axes[1, k].imshow(mask[k], cmap="gray", vmin=-130, vmax=0), axes[1, k].spines[:].set_visible(True)
         axes[1, k].set(title=f"mask of window {k}", xticks=[], yticks=[], xlabel="key", ylabel="query")
     return figure
 
+assert (mask == 0).float().mean((1, 2)).tolist() == [1, 1 / 2, 1 / 2, 1 / 4]
 print(f"{len(group.unique())} groups of", sorted(group.unique(return_counts=True)[1].tolist()), "tokens")
 draw_shift()
 
 # %% [markdown]
-# Rolled back, it is plain: one full window in the middle that joins all four of the old ones, half windows along the edges, quarters in the corners. Nine groups, in four windows of equal size. In the masks white is allowed. In the first one everything is. In the next two half of the pairs are forbidden, in the last three quarters.
+# Rolled back, it is plain: one full window in the middle that joins all four of the old ones, half windows along the edges, quarters in the corners. Nine groups, in four windows of equal size. In the masks white is allowed: everything in the first, half of the pairs in the next two, a quarter in the last.
 #
-# The mask is *added* to the logits, as -100 and not as minus infinity. After the softmax that leaves $e^{-100} \approx 10^{-44}$. You will meet it in a moment.
+# The mask is *added* to the logits, as -100 and not as minus infinity. After the softmax that leaves $e^{-100} \approx 10^{-44}$.
 #
 # ## How far does a token see?
 #
@@ -177,6 +178,7 @@ maps = {}
 for name, shift in (("no shift", 0), ("shift 4", 4)):
     blocks = [SwinBlock(32, 4, (32, 32), 8, shift if k % 2 else 0) for k in range(4)]
     maps |= {f"{name}, {n} block{'s' * (n > 1)}": reach(blocks[:n], 32, (13, 13)) for n in (1, 2, 4)}
+assert [(size > 1e-12).sum() for size in maps.values()] == [64, 64, 64, 64, 256, 1024]
 draw_reach(maps, (13, 13))
 
 # %% [markdown]
@@ -186,7 +188,7 @@ draw_reach(maps, (13, 13))
 #
 # ## Where am I?
 #
-# Attention does not know the order of its tokens. U-ViT gives each a position. Swin gives each *pair* a number instead, which depends on how far apart they are: a bias $B$ that is added to the logits,
+# Attention does not know the order of its tokens. U-ViT gives each a position. Swin gives each *pair* a number instead, which depends on how far apart they are: a bias $B$ that is added to the logits ($q_i$ asks, $k_j$ answers, each of $d$ numbers, in row $y$ and column $x$),
 #
 # $$\text{softmax}\Big(\frac{q_i \cdot k_j}{\sqrt d} + B_{y_i - y_j,\; x_i - x_j} + \text{mask}_{ij}\Big).$$
 #
@@ -247,11 +249,11 @@ for side, w, shift in ((16, 8, 0), (16, 8, 4), (12, 4, 2), (12, 4, 1)):
     print(f"side {side}, window {w}, shift {shift}: largest difference {(mine - theirs).abs().max():.0e}")
 
 # %% [markdown]
-# Equal. The package's tests compare it with the blocks of timm in turn, to the twelfth digit, also where windows do not fit and the map is padded.
+# Equal. The package's tests compare it with timm's blocks.
 #
 # ## A pyramid
 #
-# Four blocks to cross 32 tokens: how about 256? The U-Net's answer is to make the map smaller. Swin's **patch merging** takes the four tokens of each 2 by 2 square, writes their channels one after the other, norms, and maps the $4C$ channels to $2C$. Nothing is averaged, the linear map decides what to keep. **Patch expanding** goes back: one token of $C$ channels makes $2C$, which are read as four tokens of $C/2$. Build both, compare, and look at the four parts of a picture that merging puts behind one another.
+# Four blocks to cross 32 tokens: how about 256? The U-Net's answer is to make the map smaller. Swin's **patch merging** takes the four tokens of each 2 by 2 square, writes their channels one after the other, norms, and maps the $4C$ channels to $2C$. **Patch expanding** goes back: one token of $C$ channels makes $2C$, which are read as four tokens of $C/2$. Here are the four parts of a picture that merging puts behind one another.
 
 # %%
 four = [(row, column) for column in (0, 1) for row in (0, 1)]  # Swin's order: down, then across
@@ -275,7 +277,7 @@ plots.grid(torch.cat([smiley[:, :, row::2, column::2] for row, column in four]),
            titles=[f"row {row}, column {column}" for row, column in four])
 
 # %% [markdown]
-# What does a pyramid cost? With each level the tokens become four times fewer and the channels twice as many. Take pixels of a picture of 64 by 64, 96 channels, windows of 8.
+# What does a pyramid cost? With each level the tokens become four times fewer and the channels twice as many. Take pixels of a picture of 64 by 64, 96 channels, windows of 8. Attention's linear maps take $8NC^2$, and an MLP that is four times as wide inside $16NC^2$.
 
 # %%
 from IPython.display import Markdown
@@ -348,7 +350,7 @@ assert (two_layers == 256).all()
 draw_masks()
 
 # %% [markdown]
-# The dark tokens are those of the second half. A step inside and a step across reach *every* token, since moving within a block and jumping between blocks reach every square, however large the map. Two layers of Swin reach four windows.
+# The dark tokens are those of the second half. Of 31 tokens, each head meets only 16, itself among them: that is $K$. A step inside and a step across reach *every* token, since moving within a block and jumping between blocks reach every square, however large the map. Two layers of Swin reach four windows.
 #
 # ### By hand
 #
@@ -404,7 +406,7 @@ Markdown("\n".join(rows))
 #
 # ## Sixteen tokens that know what to draw
 #
-# A GAN's generator gets a latent vector $z$, and all places must hear of it. StyleGAN scales channels, as DiT does: the same for all places. HiT turns $z$ into sixteen **latent tokens**. At the start of each stage every place asks them by cross-attention. What a place hears depends on what it already is: **self-modulation**. The cost is $K = 16$, whatever the size. By hand it is four lines:
+# A GAN's generator gets a latent vector $z$, and all places must hear of it. StyleGAN scales channels, as DiT does: the same for all places. HiT turns $z$ into sixteen **latent tokens**. At the start of each stage every place asks them by cross-attention. What a place hears depends on what it already is: **self-modulation**. Here $K = 16$. By hand it is four lines:
 
 # %%
 def ask(x, tokens, p):
@@ -425,7 +427,7 @@ print("equal, and the order of the sixteen does not matter")
 # %% [markdown]
 # ## Pixel shuffle, and a trap
 #
-# Going up, HiT splits a token of $4C$ channels into a square of four with $C$ each, without any weights: **pixel shuffle**. Then a linear map, if the next stage wants another width. But which channel goes where? TensorFlow, in which HiT was written, reads the $4C$ channels as (row, column, $C$). Torch's `pixel_shuffle` reads them as ($C$, row, column). Both run, shapes agree, nobody complains. Take the emoji apart in one order and put it together in the other:
+# Going up, HiT splits a token of $4C$ channels into a square of four with $C$ each, without any weights: **pixel shuffle**. Then a linear map, if the next stage wants another width. But which channel goes where? TensorFlow, in which HiT was written, reads the $4C$ channels as (row, column, $C$). Torch's `pixel_shuffle` reads them as ($C$, row, column). Both run. Take the emoji apart in one order and put it together in the other:
 
 # %%
 packed = pixel_unshuffle(smiley.permute(0, 2, 3, 1))  # (1, 8, 8, 12), TensorFlow's order
@@ -489,7 +491,7 @@ rows = {f"guidance {g:g}": minidiff.sample(hit, len(y), guidance=g, **settings) 
 plots.filmstrip(torch.stack(list(rows.values()), dim=1), rows=list(rows))
 
 # %% [markdown]
-# Blots of plausible colour on white: a few minutes do not make a good model, and the DiT gets about as far with three fifths of the work. That is due to our choices, not to the paper. DiT's patches join four neighbours before the first block. Here each pixel of the fine map is a token, which must learn from a table of positions who stands beside whom; and with that many tokens we can afford one layer on the way down and one on the way up.
+# A few minutes do not make a good model: expect blots of colour rather than emoji. Compare the curves at the same step, and then the work that a step takes, in the legend. Two of our choices cost HiT work, and are not the paper's. DiT's patches join four neighbours before the first block. Here each pixel of the fine map is a token, which must learn from a table of positions who stands beside whom; and with that many tokens we can afford one layer on the way down and one on the way up.
 #
 # ### What it says, and what it is told
 #
@@ -522,7 +524,7 @@ plots.filmstrip(torch.stack(shown), [f"t = {t}" for t in times], columns=5,
                 rows=["noisy", "coarse part", "fine part", "sum: v", "guess of x0", "what is told"])
 
 # %% [markdown]
-# With little noise most of what is told depends on the place. With much, all places hear nearly the same, as in DiT. What little differs then repeats every two pixels: the pixel shuffle fills the four places of a square from four different parts of the channels, and that is seen even where the picture is not.
+# Read the first percentages from top to bottom: the nearer to zero, the more this is DiT's modulation. The second ones look for a pattern that repeats every two pixels. Among places that differ at random they would be about 1% (3 of 255 directions). For what is above that suspect the pixel shuffle, which fills the four places of a square from four different parts of the channels.
 #
 # ### Silence half of the heads
 #
@@ -555,9 +557,9 @@ plots.lines({f"{what} silenced": (times, value / missed["nothing"]) for what, va
             x="t", y="loss, times that of the whole")
 
 # %% [markdown]
-# The cross-attention is missed most, being the only way by which time and class get in. Between the two axes the answer is clear, and not the one that a drawing of long jumps suggests. The near heads matter a good deal more, at every noise level. Either matters least at the largest $t$, where the best answer is near the mean of the data.
+# A line at 1 loses nothing. The cross-attention is the only way by which time and class get in, so its line says what they are worth at each noise level. For the axes, hold your guess against the lines for near and far.
 #
-# Do not read too much into it. A silenced network was not trained to do without. And the picture is small: on the coarse map a block of 4 covers a quarter of it, so "near" is half the width already. At the sizes for which HiT was made, a block is a small part of the map.
+# Two warnings. A silenced network was not trained to do without. And on our coarse map a block of 4 is half the width, so "near" is not very near.
 #
 # ## What the paper found, what you measured
 
@@ -634,10 +636,8 @@ exercises.check_reached(reached)
 # - Cost is $K$, the keys that a query meets: $N$, a constant, or $\sqrt N$.
 # - A shifted window is a roll, the same cut, and a mask against false neighbours.
 # - Swin's positions belong to pairs; HiT's to places, and cost a vector for each pixel.
-# - A pyramid turns near into far.
 # - Attention inside and across blocks reaches everything in two steps. One key for all heads saves weights and memory, not pairs.
 # - Sixteen tokens that each place may ask are a modulation that differs from place to place.
-# - Channel orders differ between libraries, silently.
 #
 # ## Where to read on
 #
