@@ -42,6 +42,8 @@ def test_line_mask(solved):
         "True and False": lambda n, w, s: (right(n, w, s) == 0).float(),
         "minus infinity": lambda n, w, s: torch.where(right(n, w, s) == 0, 0.0, -torch.inf),
         "s tokens before the end": seam_after_s,
+        "both ways": lambda n, w, s: right(n, w, s).tril(),
+        "one half": lambda n, w, s: right(n, w, s).triu(),
         "not only the last": lambda n, w, s: right(n, w, s)[-1],
         "cut it into windows": not_cut,
     })  # fmt: skip
@@ -75,6 +77,7 @@ def test_reached(solved):
 
     prove(checks.check_reached, right, stub, {
         "residual": bare,
+        "around every layer": lambda allowed: bare(allowed) | torch.eye(12, dtype=torch.bool),
         "wrong order": lambda allowed: right(allowed[::-1]),
         "rows and columns": lambda allowed: right(allowed).T,
         "one step only": lambda allowed: torch.stack(allowed).any(0) | torch.eye(12, dtype=torch.bool),

@@ -20,6 +20,8 @@ def check_line_mask(line_mask):
             "the seam is s tokens before the end of the line, not after the first s of the last window":
                 _seam(n, w, w - s) if s else right + 1,
             "all windows get a seam here; only the last one has one": right[-1:].expand(n // w, -1, -1),
+            "a seam works both ways: if i may not look at j, j may not look at i": right.tril(),
+            "forbidden is a pair, i with j and j with i; you have one half": right.triu(),
             "return one mask for each window, not only the last": right[-1],
             "you have the mask of the whole line; cut it into windows: (n / w, w, w)": _whole(n, w, s),
         }  # fmt: skip
@@ -81,6 +83,8 @@ def check_reached(reached):
             "rows and columns are exchanged: [i, j] says that output i depends on input j": right.T,
             "this is one step only; what a token has seen it passes on to whoever looks at it later":
                 every | torch.eye(12, dtype=torch.bool),
+            "the residual connection is around every layer, not once around them all":
+                (bare > 0) | torch.eye(12, dtype=torch.bool),
             "you count the ways; return whether there is one": paths,
             "this is 0 and 1; return True and False": right.float(),
         }
