@@ -130,7 +130,8 @@ for name, (head, _) in heads.items():
     maps[name] = matrix.square().sum(1).view(3, 16, 16).sum(0)
     print(f"{name:15} {rank} of {dim} directions of a token reach the picture, {(maps[name] > 0).sum()} pixels move")
     assert rank == {"linear first": 12, "rearrange first": 48}[name]
-plots.grid(torch.stack([0.85 - 1.85 * (m / m.max()).sqrt() for m in maps.values()])[:, None], titles=list(maps), scale=8)
+shades = torch.stack([0.85 - 1.85 * (m / m.max()).sqrt() for m in maps.values()])
+plots.grid(shades[:, None], titles=list(maps), scale=8)
 
 # %% [markdown]
 # The token's own patch is the dark square, the rim belongs to its neighbours. Both heads touch the same pixels. But linear first has 12 things to say about them, rearrange first 48: the rim can be told something of its own. This is what the paper means by information lost.
@@ -210,64 +211,40 @@ for key, name in kinds.items():
 # In operations the four agree within a few per cent. In time on a CPU they need not: a depth-wise convolution does few operations on each number it fetches, and the norms around it are not counted at all. Now the losses. Each is a mean over ten noise levels of unseen emoji. Smaller is better.
 
 # %%
-def runs_of(tier):
-    try:
-        return recorded("iuvit", tier)
-    except FileNotFoundError:
-        print(f"no runs of tier {tier} are recorded here; `python tools/ablation.py iuvit --tier {tier}` makes them")
-        return {}
-
-short, long = runs_of("cpu"), runs_of("cpu-long")
-
-def mean(records, key):
-    return records[key]["held_out"]["mean"] if key in records else None
-
-def cell(value, base):
-    return "not recorded" if value is None else f"{value:.4f}" + (f" ({value / base:.2f})" if base else "")
-
-rows = [f"| {name} | {cell(mean(short, key), mean(short, 'mlp-linear'))} "
-        f"| {cell(mean(long, key), mean(long, 'mlp-linear'))} |" for key, name in kinds.items()]
-Markdown("\n".join(["| held-out loss (as a share of U-ViT's) | 600 steps | 3,000 steps |", "|---|---|---|", *rows]))
+runs = recorded("iuvit", "cpu")  # `python tools/ablation.py iuvit --tier cpu` makes them
+unseen_loss = {key: runs[key]["held_out"]["mean"] for key in kinds}
+base = unseen_loss["mlp-linear"]
+rows = [f"| {name} | {unseen_loss[key]:.4f} | {unseen_loss[key] / base:.2f} |" for key, name in kinds.items()]
+Markdown("\n".join(["| after 600 steps | held-out loss | as a share of U-ViT's |", "|---|---|---|", *rows]))
 
 # %% [markdown]
 # Where in the noise is the difference? The curves are the loss at each level, divided by U-ViT's. Below are samples, one row a network, all from the same noise and labels. Loss and distance need not rank the networks alike: the loss counts every noise level, and at small $t$ the finest details; the distance judges only what comes out.
 
 # %%
-def by_level(records, title):
-    if not {"mlp-linear"} <= set(records):
-        return
-    base = torch.tensor(records["mlp-linear"]["held_out"]["losses"])
-    curves = {name: (records[key]["held_out"]["times"], torch.tensor(records[key]["held_out"]["losses"]) / base)
-              for key, name in kinds.items() if key in records}
-    display(plots.lines(curves, x="t", y="loss / loss of U-ViT", title=title))
-
-for tier, records in {"600 steps": short, "3,000 steps": long}.items():
-    by_level(records, tier)
-    present = {name: records[key] for key, name in kinds.items() if key in records}
-    for name, record in present.items():
-        print(f"{tier}, {name}: Fréchet distance of 512 samples {record['distances']['frechet']['value']:.2f}")
-    if present:
-        columns = [torch.stack([record["samples"][k] for record in present.values()]) for k in range(8)]
-        display(plots.filmstrip(columns, rows=list(present), scale=5))
+losses = {key: torch.tensor(runs[key]["held_out"]["losses"]) for key in kinds}
+times = runs["mlp-linear"]["held_out"]["times"]
+curves = {name: (times, losses[key] / losses["mlp-linear"]) for key, name in kinds.items()}
+display(plots.lines(curves, x="t", y="loss / loss of U-ViT"))
+for key, name in kinds.items():
+    print(f"{name}: Fréchet distance of 512 samples {runs[key]['distances']['frechet']['value']:.2f}")
+columns = [torch.stack([runs[key]["samples"][k] for key in kinds]) for k in range(8)]
+plots.filmstrip(columns, rows=list(kinds.values()), scale=5)
 
 # %% [markdown]
 # Would equal operations or equal time change the verdict? Then the cheaper network could make more steps. How much would that bring it? Training losses fall about linearly in the logarithm of the number of steps, over a stretch. So fit a line to the recorded curve of U-ViT, and read off what a few per cent more steps are worth.
 
 # %%
-for tier, records in {"600 steps": short, "3,000 steps": long}.items():
-    if "mlp-linear" not in records:
-        continue
-    curve = torch.tensor(records["mlp-linear"]["curve"])
-    curve = curve[len(curve) // 4 :]  # after the warm-up
-    steps = torch.arange(len(curve)) + len(curve) / 3
-    line = torch.stack([steps.log(), torch.ones(len(curve))], dim=1)
-    slope = -torch.linalg.lstsq(line, curve[:, None]).solution[0].item()  # loss for each e-fold of steps
-    for key in [key for key in kinds if key in records and key != "mlp-linear"]:
-        flops, slow = work[key].flops / work["mlp-linear"].flops, seconds[key] / seconds["mlp-linear"]
-        gains = [max(slope * torch.tensor(times).log().item(), 0) for times in (flops, slow)]
-        gap = mean(records, "mlp-linear") - mean(records, key)
-        print(f"{tier:12} {kinds[key]:18} better by {gap:+.4f}; U-ViT would gain {gains[0]:.4f} from as many "
-              f"operations, {gains[1]:.4f} from as much time")
+curve = torch.tensor(runs["mlp-linear"]["curve"])
+curve = curve[len(curve) // 4 :]  # after the warm-up
+steps = torch.arange(len(curve)) + len(curve) / 3
+line = torch.stack([steps.log(), torch.ones(len(curve))], dim=1)
+slope = -torch.linalg.lstsq(line, curve[:, None]).solution[0].item()  # loss for each e-fold of steps
+for key in list(kinds)[1:]:
+    flops, slow = work[key].flops / work["mlp-linear"].flops, seconds[key] / seconds["mlp-linear"]
+    gains = [max(slope * torch.tensor(more).log().item(), 0) for more in (flops, slow)]
+    gap = unseen_loss["mlp-linear"] - unseen_loss[key]
+    print(f"{kinds[key]:18} better by {gap:+.4f}; U-ViT would gain {gains[0]:.4f} from as many "
+          f"operations, {gains[1]:.4f} from as much time")
 
 # %% [markdown]
 # Where the first number is much larger than the other two, the verdict does not depend on how compute is counted. Where the last one comes near it, a reader with a CPU and a clock should be careful: the convolution is cheap in operations and not in time.
@@ -432,13 +409,13 @@ usual = {p: blockiness(emoji.images(), p) for p in (2, 4)}
 lines = ["| relative blockiness of 32 samples | patch 2 | patch 4 | patch 4, loss |", "|---|---|---|---|"]
 ratio = {}
 for key, name in kinds.items():
-    ratio[key] = [f"{blockiness(short[run]['samples'], p) / usual[p]:.2f}" if run in short else "not recorded"
+    ratio[key] = [f"{blockiness(runs[run]['samples'], p) / usual[p]:.2f}"
                   for p, run in ((2, key), (4, f"{key}-patch-4"))]
-    lines.append(f"| {name} | {' | '.join(ratio[key])} | {cell(mean(short, f'{key}-patch-4'), None)} |")
+    lines.append(f"| {name} | {' | '.join(ratio[key])} | {runs[f'{key}-patch-4']['held_out']['mean']:.4f} |")
 real = [blockiness(unseen.images()[k : k + 32], 4) / usual[4] for k in range(0, 352, 32)]
 print(f"sets of 32 real, unseen emoji, patch 4: {min(real):.2f} to {max(real):.2f}")
 display(Markdown("\n".join(lines)))
-rows = {name: short[f"{key}-patch-4"]["samples"] for key, name in kinds.items() if f"{key}-patch-4" in short}
+rows = {name: runs[f"{key}-patch-4"]["samples"] for key, name in kinds.items()}
 rows["unseen emoji"] = unseen.images()[100:132]
 plots.filmstrip([torch.stack([s[k] for s in rows.values()]) for k in range(8)], rows=list(rows), scale=5)
 
@@ -517,25 +494,21 @@ for kind in asked:
 # ## What the paper found, what you measured
 
 # %%
-def verdict(records, key):
-    a, b = mean(records, key), mean(records, "mlp-linear")
-    return "not recorded" if None in (a, b) else f"{a / b:.2f} x the loss"
-
 def claim(text, key):
-    return f"| {text} | {verdict(short, key)} | {verdict(long, key)} |"
+    return f"| {text} | {unseen_loss[key] / unseen_loss['mlp-linear']:.2f} x the loss, 600 steps |"
 
 lines = [
-    "| what the paper found | here, 600 steps | here, 3,000 steps |", "|---|---|---|",
+    "| what the paper found | here |", "|---|---|",
     claim("DWConv-FFN helps by itself (CIFAR-10)", "dwconv-linear"),
     claim("rearrange first helps by itself (CIFAR-10)", "mlp-rearrange"),
     claim("both together are best (CIFAR-10, FID 2.56; U-ViT 3.11)", "dwconv-rearrange"),
     f"| (not in the paper) a better start of U-ViT's convolution | {start_alone:.0%} of rearrange first's gain, "
-    f"{each} steps | |",
+    f"{each} steps |",
     f"| strong patch artefacts at patch 16, 256 pixels | blockiness at patch 4: {ratio['mlp-linear'][1]} U-ViT, "
-    f"{ratio['dwconv-rearrange'][1]} IU-ViT | |",
-    "| linear first loses information | 12 against 48 directions of a token reach the picture | |",
-    f"| 45, 45, 442, 527, 935 and 307 M weights | {', '.join(f'{n / 1e6:.1f}' for n in counted.values())} M | |",
-    "| joined keys and values optimise worse than cross-attention | not trained; equal to a mixture | |",
+    f"{ratio['dwconv-rearrange'][1]} IU-ViT |",
+    "| linear first loses information | 12 against 48 directions of a token reach the picture |",
+    f"| 45, 45, 442, 527, 935 and 307 M weights | {', '.join(f'{n / 1e6:.1f}' for n in counted.values())} M |",
+    "| joined keys and values optimise worse than cross-attention | not trained; equal to a mixture |",
 ]
 Markdown("\n".join(lines))
 
@@ -603,4 +576,4 @@ exercises.check_text_share(text_share)
 # - Nichol et al., *GLIDE*, 2022, arXiv 2112.10741: keys and values of text and image joined.
 # - Luo, Li, Urtasun, Zemel, *Understanding the effective receptive field in deep convolutional neural networks*, 2016, arXiv 1701.04128.
 #
-# Next: notebook 12, *DiT: conditioning by modulation*.
+# Next: [notebook 12](12_dit.ipynb), *DiT: conditioning by modulation*.
