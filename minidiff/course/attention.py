@@ -72,7 +72,8 @@ def _draw(image, looks, others, asking, time):
         axes.set_title(f"where {who}" + (f"\n{other:.0%} to other tokens" if other > 1e-4 else ""))
     for axes, cell in zip(panels, (image.shape[1] / len(looks[0]), 1, 1)):
         corner = [index * cell - 0.5 for index in reversed(asking)]
-        axes.add_patch(Rectangle(corner, cell, cell, fill=False, edgecolor=VERMILION, linewidth=2))
+        for color, width in (("white", 4), (VERMILION, 2)):  # a white rim, to be seen on noise
+            axes.add_patch(Rectangle(corner, cell, cell, fill=False, edgecolor=color, linewidth=width))
         axes.set(xticks=[], yticks=[])
         axes.grid(False)
     return figure
