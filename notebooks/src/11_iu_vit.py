@@ -22,9 +22,9 @@ run = setup()
 # %% [markdown]
 # ## What a transformer lacks
 #
-# [Notebook 10](10_u_vit.ipynb) cut a picture into patches and gave them to a transformer as a set of tokens. A set has no order. The only hint at who stands beside whom is the table of positions, and it starts as random numbers. A convolution knows its neighbours before the first step of training.
+# [Notebook 10](10_u_vit.ipynb) cut a picture into patches of $p$ by $p$ pixels and gave them to a transformer as a set of tokens, vectors of $d$ numbers. A set has no order. The only hint at who stands beside whom is the table of positions, and it starts as random numbers. A convolution knows its neighbours before the first step of training.
 #
-# You can prove it. Shuffle the patches, let a layer work, and put the results back in order. If the layer does not know the places, nothing has changed. Try it on three layers with random weights, for a grid of 8 by 8 patches and one further token for the time, which stays first.
+# You can prove it. Shuffle the tokens, let a layer work, and put the results back in order. If the layer does not know the places, nothing has changed. Try it on three layers with random weights, for a grid of 8 by 8 patches and one further token for the time, which stays first. The third layer is new; you build it next.
 
 # %%
 import torch
@@ -48,17 +48,15 @@ with torch.no_grad():
 assert moved["attention"] < 1e-5 and moved["MLP"] < 1e-5 < 0.01 < moved["DWConv-FFN"]
 
 # %% [markdown]
-# Attention and MLP do not care. All they know of places they must learn, from 64 vectors of random numbers. IU-ViT (arXiv 2212.13771) spares them part of that. It leaves the trunk of U-ViT as it is, with tokens, attention and long skips, and adds two small convolutions. One sits inside every block, the other at the very end.
-#
-# No code and no weights of IU-ViT are public. What you read here is built from the paper; what it leaves open, and what was decided, stands near the end.
+# Attention and MLP do not care. All they know of places they must learn, from 64 vectors of random numbers. IU-ViT (arXiv 2212.13771) spares them part of that. It keeps the trunk of U-ViT, with tokens, attention and long skips, and adds two small convolutions. One sits inside every block, the other at the very end. No code and no weights are public; what the paper leaves open, and what was decided, stands near the end.
 #
 # ## The first change: DWConv-FFN
 #
-# The MLP of a block widens each token to $4d$ channels, bends them and comes back to $d$. Here is a place where many channels are at hand. Lay the tokens out as the grid that they came from, and let every channel have its own 3 by 3 kernel. This is a **depth-wise** convolution: channels do not mix, since the two linear maps around it do that already. For channel $c$ at row $i$ and column $j$,
+# The MLP (or feed-forward network, FFN) of a block widens each token to $4d$ channels, applies GELU and comes back to $d$. In between, lay the widened tokens $h$ out as the grid that they came from, and give every channel its own 3 by 3 kernel. This is a **depth-wise** convolution: channels do not mix, since the two linear maps around it do that already. For channel $c$ at row $i$ and column $j$, with kernel $w$ and bias $\beta$,
 #
-# $$\text{DW}(h)_{c,i,j} = b_c + \sum_{a=-1}^{1}\sum_{b=-1}^{1} w_{c,a,b}\; h_{c,\,i+a,\,j+b}\,,$$
+# $$\text{DW}(h)_{c,i,j} = \beta_c + \sum_{u=-1}^{1}\sum_{v=-1}^{1} w_{c,u,v}\; h_{c,\,i+u,\,j+v}\,,$$
 #
-# with zeros outside. The full order is linear, GELU, LayerNorm, DW, GELU, LayerNorm, linear. The time token has no place on the grid and passes by. Build it, with the weights `p` of the layer above. And count: a kernel has 9 weights and a bias for each of the $4d$ channels, 40 $d$ in all, beside the $8d^2$ of the two linear maps. At $d = 512$ that is one per cent more.
+# with zeros outside. The full order is linear, GELU, LayerNorm, DW, GELU, LayerNorm, linear. The time token has no place on the grid and skips DW. Build it, with the weights of the layer above. And count: 9 weights and a bias for each of the $4d$ channels are $40\,d$ in all, beside the $8d^2$ of the two linear maps. At $d = 512$ that is one per cent more.
 
 # %%
 def norm(x):  # LayerNorm without scale and shift
@@ -114,7 +112,7 @@ for name, (head, by_hand) in heads.items():
     print(f"{name}: equal, {sum(p.numel() for p in head.parameters()):,} weights")
 
 # %% [markdown]
-# Both heads are linear maps, so everything about them can be computed. Take the token in the middle. What it does to the picture is a matrix: its $d$ numbers to all pixels. The **rank** of that matrix says how many of its $d$ numbers reach the picture at all. The picture on the right side of the equation is small, a patch and a rim of one pixel, so at most $3(p+2)^2$.
+# Both heads are linear (up to a bias), so everything about them can be computed. Take a token in the middle. What it does to the picture is a matrix: from its $d$ numbers to all pixels. The **rank** of the matrix says how many independent directions of the $d$ reach the picture at all. A token reaches its own patch and a rim of one pixel, $3(p+2)^2$ numbers: 48 at $p = 2$. But linear first lets only $3p^2 = 12$ through.
 
 # %%
 def reach(head, tokens, place):
@@ -134,9 +132,9 @@ shades = torch.stack([0.85 - 1.85 * (m / m.max()).sqrt() for m in maps.values()]
 plots.grid(shades[:, None], titles=list(maps), scale=8)
 
 # %% [markdown]
-# The token's own patch is the dark square, the rim belongs to its neighbours. Both heads touch the same pixels. But linear first has 12 things to say about them, rearrange first 48: the rim can be told something of its own. This is what the paper means by information lost.
+# The token's own patch is the dark square, the rim belongs to its neighbours. Both heads touch the same pixels. But linear first has 12 things to say about them, rearrange first 48. The paper says that linear first loses information; this is a way to count it.
 #
-# And the price? Per token a matrix product costs two operations a weight. Linear first: $6p^2 d$ for the map, and $2\cdot 9\cdot 3\cdot 3 = 162$ for each of $p^2$ pixels. Rearrange first: $2\cdot 9\cdot 3\cdot d/p^2$ a pixel, so $54\,d$ a token, whatever $p$ is.
+# And the price? Multiplications and additions both count as operations. For each of 3 colours, rearrange first reads 9 pixels of $d/p^2$ features: $2\cdot 9\cdot 3\cdot d/p^2$ a pixel. A token has $p^2$ pixels and costs $54\,d$, whatever $p$ is. Linear first you will count in exercise 1.
 
 # %%
 from torch.utils.flop_counter import FlopCounterMode
@@ -154,7 +152,7 @@ for p in (2, 4, 8, 16):
     assert round(b * 1e6) == 256 * 54 * 1536
 
 # %% [markdown]
-# Read the last line twice. With patches of 16, a token of width 1536 is cut into 256 pixels of 6 features, and the whole head has 165 weights. The trunk must now hand over pixels that are all but finished. Keep it in mind for later.
+# Read the last line twice. With patches of 16, a token of width 1536 is cut into 256 pixels of 6 features, and the whole head has 165 weights. The trunk must now hand over pixels that are all but finished. So it must in the small networks further on, where 96 numbers meet patches of 4.
 #
 # ## The published sizes
 #
@@ -182,7 +180,7 @@ Markdown("\n".join([head, *rows]))
 #
 # ## The two by two
 #
-# Two changes, each on or off: four networks. The paper has this table for CIFAR-10, and reports that each change helps, alone and together. The package has recorded the same table for emoji, 600 steps of 64 pictures at 16 pixels, width 96, five blocks. `tools/ablation.py` made the runs, `python tools/ablation.py iuvit --tier cpu` makes them again.
+# Two changes, each on or off: four networks. The paper has this table for CIFAR-10, and reports that each change helps, alone and together. The package has recorded the same table for emoji and their ten classes: 600 steps of 64 pictures at 16 pixels, patches of 2, width 96, five blocks. `python tools/ablation.py iuvit --tier cpu` makes the runs again.
 #
 # All four have the same data, seed, steps and noise. "Equal compute" would mean more: the same work. So look at what each costs first. The operations are counted. The time is measured here, in turns, since times of long runs on a busy machine mean little.
 
@@ -208,7 +206,7 @@ for key, name in kinds.items():
           f"  {seconds[key] / seconds['mlp-linear']:.2f} x time of a training step")
 
 # %% [markdown]
-# In operations the four agree within a few per cent. In time on a CPU they need not: a depth-wise convolution does few operations on each number it fetches, and the norms around it are not counted at all. Now the losses. Each is a mean over ten noise levels of unseen emoji. Smaller is better.
+# In operations the four agree within a few per cent. In time on a CPU they need not: a depth-wise convolution does few operations on each number it fetches, and the norms around it are not counted at all. Now the losses. Each is the mean squared error of $v$ over ten noise levels of unseen emoji.
 
 # %%
 runs = recorded("iuvit", "cpu")  # `python tools/ablation.py iuvit --tier cpu` makes them
@@ -218,7 +216,7 @@ rows = [f"| {name} | {unseen_loss[key]:.4f} | {unseen_loss[key] / base:.2f} |" f
 Markdown("\n".join(["| after 600 steps | held-out loss | as a share of U-ViT's |", "|---|---|---|", *rows]))
 
 # %% [markdown]
-# Where in the noise is the difference? The curves are the loss at each level, divided by U-ViT's. Below are samples, one row a network, all from the same noise and labels. Loss and distance need not rank the networks alike: the loss counts every noise level, and at small $t$ the finest details; the distance judges only what comes out.
+# Where in the noise is the difference? The curves are the loss at each level, divided by U-ViT's. Below are samples, one row a network, all from the same noise and labels; after 600 steps all are poor. Loss and distance need not rank the networks alike: the loss counts every noise level, the distance judges only what comes out.
 
 # %%
 losses = {key: torch.tensor(runs[key]["held_out"]["losses"]) for key in kinds}
@@ -251,9 +249,9 @@ for key in list(kinds)[1:]:
 #
 # ## A better idea, or a better start?
 #
-# You know a reason to be careful from notebook 10. U-ViT's last convolution starts with small random numbers, and all colours must pass through it. In a short training that handicap alone cost a good part of the loss; a U-ViT *without* the convolution was better. Rearrange first removes exactly this convolution. So is it better because it sees features, or because it gets rid of a bad start?
+# You know a reason to be careful from notebook 10. U-ViT's last convolution starts with small random numbers, and all colours must pass through it. After a short training a U-ViT *without* it was better. Rearrange first removes exactly this convolution. So is it better because it sees features, or because it gets rid of a bad start?
 #
-# The experiment is easy. Set U-ViT's convolution to the identity before training. It has the same weights, computes the same functions and costs the same. Only the start differs.
+# The experiment is easy. Set U-ViT's convolution to the identity before training. It has as many weights, can compute the same functions and costs the same. Only the start differs.
 
 # %%
 emoji = minidiff.load_dataset("emoji", size=16)
@@ -298,13 +296,13 @@ print(f"the identity start alone closes {start_alone:.0%} of the gap from U-ViT 
 plots.bars(list(judged), [losses.mean().item() for losses in judged.values()], x="held-out loss", best="low")
 
 # %% [markdown]
-# In our runs the start alone closed most of the gap. So a large part of what rearrange first wins in a *short* training is that gradient descent no longer has to get through three random channels. What is left above the identity start is for the argument about information. The paper trains for 500,000 steps, where a bad start is forgotten; its gain cannot be explained so. Ours mostly can.
+# That share of what rearrange first wins in a *short* training is a matter of the start: gradient descent no longer has to get through three random channels. (Another seed draws another convolution, and another share.) Only the rest can be for the argument about information. The paper trains on CIFAR-10 for 500,000 steps, in which a bad start has time to be forgotten. Its gains may have other reasons than ours.
 #
-# This is a general trap. A change to the architecture nearly always changes the start, the scale of gradients and the best learning rate as well.
+# This is a general trap: a change to the architecture nearly always changes the start as well.
 #
 # ## How far does each part see?
 #
-# Notebook 08 measured sight with gradients. The **influence** of an input pixel is the squared derivative of one output pixel with respect to it, summed over colours. Do it for one block at a time first. Everything has random weights: patches of 2 go in, one layer works, and a linear-first head without convolution makes pixels again, so that only the layer is seen.
+# Notebook 08 measured sight with gradients. The **influence** of an input pixel is the squared derivative of one output pixel with respect to it, summed over colours. Do it for one layer at a time first. Everything has random weights: patches of 2 go in, one layer works (with a shortcut around it, as in a block), and a linear map makes pixels again, so that only the layer is seen. The two heads come without a layer.
 
 # %%
 def influence(f, x, row, column):
@@ -320,7 +318,7 @@ def shades(maps):
     return torch.stack([0.85 - 1.85 * (1 + (m / m.max()).log10() / 5).clamp(min=0) for m in maps])[:, None].cpu()
 
 # %% [markdown]
-# Now the layers, each alone.
+# `shades` draws such maps. Now the layers and heads, each alone.
 
 # %%
 torch.manual_seed(0)
@@ -345,7 +343,7 @@ plots.grid(shades(seen.values()), titles=list(seen), scale=8)
 # %% [markdown]
 # The output pixel asked is at row 9, column 8, in the lower left corner of its patch. The MLP sees its own patch. Attention sees everything, faintly and evenly: it cannot tell near from far. DWConv-FFN sees 3 by 3 patches. The heads see the patches that their 3 by 3 pixels touch, here four.
 #
-# These were single layers. A whole network has five blocks and a head, so all of them *could* see everything. What do they use? Take the four that you trained, on unseen emoji, and ask for the predicted clean pixel. The curves show the share of the influence that comes from beyond the asking patch and its eight neighbours.
+# A whole network has five blocks, so it *could* see everything. What does it use? Take the four that you trained, on unseen emoji, and ask for the predicted clean pixel. The curves show the share of the influence that comes from beyond the asking patch and its eight neighbours.
 
 # %%
 def spoiled(model, t, num=8):
@@ -372,7 +370,7 @@ shares = {name: [beyond(sight(model, t)) for t in ask] for name, model in traine
 plots.lines({name: (ask, values) for name, values in shares.items()}, x="t", y="share from beyond 3 x 3 patches")
 
 # %% [markdown]
-# Look at the first two rows. Before any training U-ViT sees little more than the patches its last convolution touches, while IU-ViT sees a wide bell: five DWConv-FFNs reach five patches to each side. After training all four look close by when there is little noise, and mostly farther when there is more. It is what the task asks for (notebook 08 began with it). The built-in convolution does not bind a network to its neighbours, since the attention beside it is untouched. It saves the trouble of learning who they are.
+# Look at the first two rows. Before any training U-ViT sees little more than the patches its last convolution touches, while IU-ViT sees a wide bell: five DWConv-FFNs reach five patches to each side. After training all four look close by when there is little noise, and mostly farther when there is more. It is what the task asks for (notebook 08 began with it). The built-in convolution does not bind a network to its neighbours, since the attention beside it is untouched.
 #
 # Has the position table learned it? Here is the similarity (cosine) of one patch's position with all others: at the start, and after training.
 
@@ -389,11 +387,11 @@ for name, model in tables.items():
 plots.grid(torch.stack([-likeness(model) for model in tables.values()]), titles=list(tables), scale=14)
 
 # %% [markdown]
-# Dark is similar. In our runs U-ViT's table has learned a coarse map, the middle of the picture against its border. IU-ViT's has kept the noise it began with. It has less need of a table: the convolutions know the neighbours, and their zeros outside the grid even tell where the border is.
+# Dark is similar. In our runs U-ViT's table has learned a coarse map, the middle of the picture against its border. IU-ViT's has kept the noise it began with. Our reading: it has less need of a table, since the convolutions know the neighbours, and their zeros outside the grid even tell where the border is.
 #
 # ## Large patches
 #
-# The paper shows strong patch artefacts in its church pictures of 256 pixels, whose patches are 16 wide. Here the recorded runs with patches of 4 (16 tokens instead of 64) must show the same on a small scale. The measure is that of notebook 10: the mean absolute step between neighbouring pixels at the borders of patches, divided by that inside. Since edges of emoji are not everywhere alike, divide once more by the same ratio of real emoji. Then 1 means no blocks, and the range of real sets tells how much chance there is in 32 pictures. The samples below the table have patches of 4.
+# The paper shows strong patch artefacts in its church pictures of 256 pixels, whose patches are 16 wide. Here the recorded runs with patches of 4 (16 tokens instead of 64) should show the same on a small scale. The measure is that of notebook 10: the mean absolute step between neighbouring pixels at the borders of patches, divided by that inside, and here once more by the same ratio of real emoji. Then 1 means no blocks, and the range of real sets tells how much chance there is in 32 pictures. The samples below the table have patches of 4.
 
 # %%
 def blockiness(images, p):
@@ -420,17 +418,17 @@ rows["unseen emoji"] = unseen.images()[100:132]
 plots.filmstrip([torch.stack([s[k] for s in rows.values()]) for k in range(8)], rows=list(rows), scale=5)
 
 # %% [markdown]
-# A blocky picture can come from a network that has understood little, so read blockiness together with the loss. The two need not agree. In our runs of 600 steps with patches of 4, DWConv alone has a far lower ratio than U-ViT, and no lower loss. Its samples tell why: they are full of grain, so the *inside* has become rough, and the borders are nearly as high as before. A ratio can improve from below. Only the two together have lower borders with an inside no rougher. Remember what the rank said. A head mixes one pixel beyond each border. When patches grow, this rim shrinks in proportion: at $p = 2$ every pixel lies at a border, at $p = 16$ fewer than a quarter do. The fix that would help most, smaller patches, is the one that costs most: the paper tries a wider model and a smaller patch as ways out.
+# Read blockiness together with the loss; the two need not agree. In our runs of 600 steps with patches of 4, DWConv alone has a far lower ratio than U-ViT, and no lower loss: against the paper, it did not help by itself here. Its samples are full of grain, so the *inside* has become rough. A ratio can improve from below. Remember what the rank said. A head mixes one pixel beyond each border. When patches grow, this rim shrinks in proportion: at $p = 2$ every pixel lies at a border, at $p = 16$ fewer than a quarter do. Smaller patches would help most and cost most. The paper tries a wider model and a smaller patch.
 #
 # ## Two ways to listen to a text
 #
 # With text, each image token must also ask the words. GLIDE did it with one attention: the keys and values of the words are joined with those of the image, in *one* softmax. IU-ViT has two layers, self-attention and then **cross-attention** to the text, each with a softmax of its own. The paper reports that the joint kind optimised worse.
 #
-# What is the difference? Write $S_T = \sum_{j\in\text{text}} e^{q\cdot k_j/\sqrt d}$ and $S_I$ for the image alike. Then the joint attention is
+# What is the difference? In one head, for a query $q$ of $c$ channels, write $S_T = \sum_{j\in\text{text}} e^{q\cdot k_j/\sqrt c}$ for the keys $k_j$ of the words, and $S_I$ for the image alike. Then the joint attention is
 #
 # $$\text{joint} = s\,A_T + (1 - s)\,A_I, \qquad s = \frac{S_T}{S_T + S_I},$$
 #
-# where $A_T$ and $A_I$ are what separate softmaxes would give. So joint attention *is* cross-attention and self-attention, mixed by a share $s$ that the tokens fight for. Check it, on the package's own layer.
+# where $A_T$ and $A_I$ are what separate softmaxes would give. So joint attention is cross- and self-attention, mixed by a share $s$ that the tokens fight for. Check it, on the package's own layer.
 
 # %%
 def split(x, heads=4):
@@ -454,7 +452,7 @@ with torch.no_grad():
 print(f"equal; the seven words get {share.mean():.1%} of the joint attention, by number {7 / 71:.1%}")
 
 # %% [markdown]
-# At the start all scores are near zero, so $s$ is just the share by number: $L$ words among $L + N$ tokens. It depends on how long the text is and on how large the image. Separate cross-attention has no such competition. Its weights for the text sum to one, and its answer is *added*. See both as the text grows, for 64 patches.
+# At the start all scores are near zero, so $s$ is just the share by number: $L$ words among $L + N$ tokens, where $N$ is the number of image tokens. It depends on how long the text is and on how large the image. Separate cross-attention has no such competition. Its weights for the text sum to one, and its answer is *added*. See both as the text grows, for 64 patches and the time token.
 
 # %%
 lengths, asked = [1, 2, 4, 8, 16, 32, 64, 128], {"joint": [], "cross": []}
@@ -479,13 +477,13 @@ for kind in asked:
     print(f"{kind}: {whole.parameters / 1e6:.0f} M weights, {whole.flops / 1e9:.0f} GFLOP at full size, 256 words")
 
 # %% [markdown]
-# The joint line lies on the share by number, so closely that it hides. A short prompt has a faint voice there, until training has made it louder. That may be why it optimised worse, but this is our reading: nothing was trained here. The separate layers have their price in weights and work.
+# The joint line lies on the share by number, so closely that it hides. A short prompt has a faint voice, until training makes it louder. That may be why it optimised worse, but this is our reading: nothing was trained here. The separate layers have their price in weights and work.
 #
 # ## What the paper leaves open
 #
 # A paper without code is a drawing. These are choices of the package, listed in `minidiff/backbones/iuvit.py` as well:
 #
-# - **Widths and depths.** 13 and 17 layers are printed; widths of 512, 1408, 1536, 2048 and 1024 follow from the totals. The heads are a guess (64 channels each), and no total can tell.
+# - **Widths and depths.** 13 layers (CIFAR-10) and 17 (text) are printed. The depth for churches and the widths of 512, 1408, 1536, 2048 and 1024 follow from the totals. Heads are printed for text only, 16; the others (64 channels each, as there) are a guess, and no total can tell.
 # - **The order inside the FFN.** The drawing attaches "GELU, LN" to both gaps. Which comes first, whether the norms have scale and shift (ours have not), whether there is a shortcut round the convolution: open.
 # - **The time token in the FFN.** It has no place on the grid. Ours passes by.
 # - **The time.** Two linear maps of width $d$ fit the totals. They start as PyTorch draws them.
@@ -513,11 +511,11 @@ lines = [
 Markdown("\n".join(lines))
 
 # %% [markdown]
-# A ratio below 1 agrees with the paper. One seed, a small network and short trainings: take directions, not digits. A difference of one or two per cent may be luck.
+# A ratio below 1 agrees with the paper. One seed, a small network and short trainings: take directions, not digits. Two seeds of the standard U-ViT in notebook 10 differ by 8 per cent, two without its last convolution by 2: gaps of that size may be luck. Which of the two changes is the better one is open here.
 #
 # ## Exercises
 #
-# **1. The price of a head (nearly a one-liner).** From which patch size on is rearrange first the cheaper one? Write the operations *per token* of both heads, two for each multiplication and addition, biases not counted.
+# **1. The price of a head (nearly a one-liner).** From which patch size on is rearrange first the cheaper one? Write the operations *per token* of both heads, each multiplication and each addition counted, biases not.
 
 # %% tags=["exercise"] name="head_cost"
 def head_cost(dim, p):
@@ -564,14 +562,14 @@ exercises.check_text_share(text_share)
 # ## What you learned
 #
 # - Attention and MLP treat patches as a set. All they know of neighbours comes from a table that starts as noise.
-# - DWConv-FFN adds a 3 by 3 kernel for each channel, for about one per cent of the weights. Rearrange first lets the last convolution see features instead of finished pixels, and its price does not grow with the patch.
+# - DWConv-FFN adds a 3 by 3 kernel for each channel: $40\,d$ weights a block, about one per cent at $d = 512$. Rearrange first lets the last convolution see features instead of finished pixels, and its price does not grow with the patch.
 # - Equal steps, equal operations and equal time are three budgets. State which one you mean, and how large the gap is against the difference between them.
 # - A new layer brings a new start. Before you believe the idea, give the old layer a good start as well.
 # - Joint attention is self-attention and cross-attention, mixed by a share they compete for.
 #
 # ## Where to read on
 #
-# - The paper of IU-ViT and ASCEND, arXiv 2212.13771. Its second half is the subject of a later notebook.
+# - The paper of IU-ViT and ASCEND, arXiv 2212.13771. Its second half, ASCEND, is the subject of [notebook 15](15_ascend.ipynb).
 # - Bao et al., *All are worth words*, 2023, arXiv 2209.12152: the trunk.
 # - Nichol et al., *GLIDE*, 2022, arXiv 2112.10741: keys and values of text and image joined.
 # - Luo, Li, Urtasun, Zemel, *Understanding the effective receptive field in deep convolutional neural networks*, 2016, arXiv 1701.04128.
