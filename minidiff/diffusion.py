@@ -244,7 +244,10 @@ def check_image_values(model, x0):
 
 
 def check_labels(network, y, batch):
-    """Raise ValueError unless y is what this network is conditioned on: None, or labels (batch,) in range."""
+    """Raise ValueError unless y is what this network is conditioned on: None, or labels (batch,) in range.
+
+    Rows (batch, num_classes) are taken where the network has `one_hot`.
+    """
     classes = getattr(network, "num_classes", 0)
     if not classes:
         if isinstance(y, torch.Tensor) and not y.is_floating_point():
@@ -255,6 +258,8 @@ def check_labels(network, y, batch):
             f"labels are missing: this network knows {classes} classes. Pass y=torch.tensor([...]) with numbers"
             f" from 0 to {classes - 1}, or network.null(...) for 'no class'"
         )
+    if getattr(network, "one_hot", False) and isinstance(y, torch.Tensor) and y.shape == (batch, classes):
+        return
     if not isinstance(y, torch.Tensor) or y.dtype not in (torch.int64, torch.int32):
         got = y.dtype if isinstance(y, torch.Tensor) else type(y).__name__
         raise ValueError(f"labels must be an int64 tensor ({batch},), got {got}; use torch.tensor([...]) or y.long()")

@@ -52,6 +52,9 @@ def summary(model, *, depth=2, y=None, shape=None, batch=1, **inputs):
     check_whole("depth", depth)
     network = getattr(model, "network", model)
     shape = shape or getattr(model, "shape", None) or getattr(network, "shape", None)
+    latent = getattr(network, "latent_dim", None)  # a generator takes that and no time
+    if latent:
+        shape = (latent,)
     if shape is None:
         raise ValueError("the shape of an image is not known: pass shape=(C, H, W), or a Diffusion, not a network")
     asked = "y" in inspect.signature(network.forward).parameters  # a classifier has classes, and takes none
@@ -59,7 +62,7 @@ def summary(model, *, depth=2, y=None, shape=None, batch=1, **inputs):
         y = torch.zeros(batch, dtype=torch.int64)
     dtype = next((weight.dtype for weight in network.parameters() if weight.is_floating_point()), None)
     x, time = torch.empty(batch, *shape, device="meta", dtype=dtype), torch.empty(1, device="meta")
-    given = (x, time) if y is None else (x, time, y.to("meta"))
+    given = (x,) if latent else (x, time) if y is None else (x, time, y.to("meta"))
     state = {name: tensor.to("meta") for name, tensor in [*network.named_parameters(), *network.named_buffers()]}
     shapes, hooks = {}, []
     for name, module in network.named_modules():

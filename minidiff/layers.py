@@ -42,10 +42,13 @@ class LabelEmbedding(nn.Embedding):
 
 
 def null_labels(y, num_classes):
-    """Labels of the shape of y (B,) that mean 'no label' to a network of so many classes; ValueError if it has none."""
+    """What means 'no label' in the shape of y: the label num_classes (B,), or rows of zeros (B, num_classes).
+
+    Raises ValueError for a network without classes.
+    """
     if not num_classes:
         raise ValueError("an unconditional network has no null label: drop guidance and p_uncond, or pass null=...")
-    return torch.full_like(y, num_classes)
+    return torch.zeros_like(y) if y.ndim == 2 else torch.full_like(y, num_classes)
 
 
 class Text(NamedTuple):

@@ -258,3 +258,22 @@ def test_it_wastes_no_operation():
     blocks = sum(isinstance(module, Block) for module in network.modules())
     attentions = sum(isinstance(module, Attention) for module in network.modules())
     assert count.ops <= 11 * blocks + 7 * attentions + 30, count.ops
+
+
+def test_rows_of_labels_are_trained_on_and_dropped():
+    """EDM's port: a one-hot row is its label, a row of zeros the label that means 'none'."""
+    torch.manual_seed(0)
+    network = create_model("adm_test", num_classes=3, one_hot=True)
+    diffusion = Diffusion(network, schedules.cosine(), "v", shape=(3, 8, 8))
+    x0, y = torch.zeros(2, 3, 8, 8), torch.tensor([0, 2])
+    rows = F.one_hot(y, 3).float()
+    assert torch.equal(network.null(rows), torch.zeros(2, 3)) and torch.equal(network.null(y), torch.tensor([3, 3]))
+    torch.nn.init.normal_(network.conv_out.weight)
+    for p_uncond in (0.0, 1.0):
+        losses = []
+        for condition in (y, rows):
+            generator = torch.Generator().manual_seed(1)
+            losses.append(diffusion.loss(x0, condition, p_uncond=p_uncond, generator=generator))
+        torch.testing.assert_close(*losses)
+    with pytest.raises(ValueError, match="labels must be an int64 tensor"):
+        Diffusion(network, schedules.cosine(), "v", shape=(3, 8, 8)).loss(x0, rows[:, :2])

@@ -58,3 +58,9 @@ def test_networks_of_another_precision_are_counted_too(dtype):
 def test_a_classifier_takes_no_condition():
     classifier = create_model("classifier_test")
     assert summary(classifier, shape=(3, 16, 16)).parameters == sum(p.numel() for p in classifier.parameters())
+
+
+def test_a_generator_is_counted_from_its_latent():
+    work = summary(create_model("hit_128"), depth=1)
+    assert work.shape == (1, 256) and work.parameters == 32_866_627
+    assert next(row.flops for row in work.rows if row.name == "dense") == 2 * 256 * 8 * 8 * 512

@@ -61,7 +61,7 @@ class ADM(nn.Module):
         if num_classes and text_dim:
             raise ValueError(f"choose labels (num_classes={num_classes}) or text (text_dim={text_dim}), not both")
         self.shape, emb = (in_channels, image_size, image_size), 4 * model_channels
-        self.num_classes, self.null_label = num_classes, null_label or one_hot
+        self.num_classes, self.null_label, self.one_hot = num_classes, null_label or one_hot, one_hot
         self.text_dim, self.super_resolution = text_dim, super_resolution
         levels = levels_of(image_size, model_channels, channel_mult, attn_resolutions)
         options = dict(

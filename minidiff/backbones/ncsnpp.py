@@ -60,7 +60,7 @@ class NCSNpp(nn.Module):
         super().__init__()
         check_choices(embedding, progressive_input, resblock_type, fir)
         self.shape, self.in_channels = (in_channels, image_size, image_size), in_channels
-        self.num_classes, self.divisor = num_classes, 2 ** (len(ch_mult) - 1)
+        self.num_classes, self.one_hot, self.divisor = num_classes, bool(num_classes), 2 ** (len(ch_mult) - 1)
         self.scale_by_sigma, self.centered, self.biggan = scale_by_sigma, centered, resblock_type == "biggan"
         self.scale, emb, widths = 0.5**0.5 if skip_rescale else 1.0, 4 * nf, [nf * mult for mult in ch_mult]
         attends = [image_size // 2**level in attn_resolutions for level in range(len(widths))]
@@ -127,7 +127,7 @@ class NCSNpp(nn.Module):
 
     def null(self, y):
         """The condition of the shape of y that means 'none': the label num_classes, or rows of zeros."""
-        return torch.zeros_like(y) if self.num_classes and y.ndim == 2 else null_labels(y, self.num_classes)
+        return null_labels(y, self.num_classes)
 
 
 class Embedding(nn.Module):

@@ -17,6 +17,8 @@ def check_head_cost(head_cost):
                 [linear, rearrange],
             "linear first has its convolution at each of the p * p pixels of a token, not once":
                 [linear + 162, rearrange],
+            "each of the 3 colours out of linear first's convolution reads all 3 colours in":
+                [linear + conv / 3, rearrange],
             "a multiplication and an addition are two operations": [(linear + conv) / 2, rearrange / 2],
             "after rearranging a pixel has d / p^2 features, not d": [linear + conv, rearrange * pixels],
             "these are operations per pixel; a token has p * p of them":
@@ -54,6 +56,8 @@ def check_dwconv_by_shifts(dwconv_by_shifts):
             "the kernel is turned round: weight[:, 0, 0, 0] belongs to the neighbour above and to the left":
                 by_conv(x, weight.flip(2, 3), bias, extras),
             "rows and columns of the kernel are swapped": by_conv(x, weight, bias, extras, transposed=True),
+            "the bias is added with each of the nine copies; once is enough":
+                by_conv(x, weight, 9 * bias, extras),
             "the bias is missing": by_conv(x, weight, torch.zeros(6), extras),
             "the first `extras` tokens must pass unchanged; only the grid is convolved": extra,
             "the first `extras` tokens are lost; put them back in front": right[:, extras:],
@@ -64,35 +68,42 @@ def check_dwconv_by_shifts(dwconv_by_shifts):
                 atol=1e-5)  # fmt: skip
 
 
-@exercise("at the start s is the share by number; training moves it by the logarithm of a ratio of sums.")
+@exercise("at the start s is the share of the words by number, and padding has no voice.")
 def check_text_share(text_share):
+    mask = torch.arange(5) < torch.tensor([[3], [5]])  # three words and two of padding; five words
     for scale in (1.0, 6.0):
         q, k_text, k_image = (scale**0.5 * torch.randn(2, 3, n, 16) for n in (8, 5, 8))
 
-        def scores(k, d=16, q=q):
-            return q @ k.transpose(2, 3) / d**0.5
+        def scores(k, c=16, q=q):
+            return q @ k.transpose(2, 3) / c**0.5
 
-        def sums(k, d=16, scores=scores):
-            return scores(k, d).logsumexp(3)
+        def difference(c=16, kept=mask, fill=-torch.inf, scores=scores, k_text=k_text, k_image=k_image):
+            text = scores(k_text, c).masked_fill(~kept[:, None, None], fill)
+            return text.logsumexp(3) - scores(k_image, c).logsumexp(3)
 
-        right = (sums(k_text) - sums(k_image)).sigmoid()
+        right, words = difference().sigmoid(), mask.sum(1)[:, None, None]
+        everything = torch.cat([scores(k_text).masked_fill(~mask[:, None, None], -torch.inf), scores(k_image)], 3)
         mistakes = {
+            "the padding is counted too: use `mask`": difference(kept=torch.ones_like(mask)).sigmoid(),
+            "the mask is the wrong way round: True is a word": difference(kept=~mask).sigmoid(),
+            "a score of 0 still counts, since e to the 0 is 1; padding needs minus infinity":
+                difference(fill=0.0).sigmoid(),
             "this is the share of the image; the text's is 1 minus it": 1 - right,
-            "the scores are not divided by the square root of d": (sums(k_text, 1) - sums(k_image, 1)).sigmoid(),
-            "the scores are divided by d; it is the square root of d":
-                (sums(k_text, 256) - sums(k_image, 256)).sigmoid(),
-            "this is the share by number, L / (L + N); it depends on the scores": torch.full_like(right, 5 / 13),
+            "the scores are not divided by the square root of c": difference(1).sigmoid(),
+            "the scores are divided by c; it is the square root of c": difference(256).sigmoid(),
+            "this is the share by number, words / (words + N); it depends on the scores":
+                (words / (words + 8)).expand_as(right),
             "the means of the exponentials are compared, not their sums: more words weigh more":
-                (sums(k_text) - sums(k_image) + torch.tensor(8 / 5).log()).sigmoid(),
-            "this is the ratio of the text's sum to the image's; divide by both together":
-                (sums(k_text) - sums(k_image)).exp(),
-            "these are the weights of single words; sum them": torch.cat([scores(k_text), scores(k_image)], 3)
-                .softmax(3)[..., :5],
+                (difference() - (words / 8).log()).sigmoid(),
+            "this is the ratio of the text's sum to the image's; divide by both together": difference().exp(),
+            "these are the weights of single words; sum them": everything.softmax(3)[..., :5],
         }  # fmt: skip
-        compare(text_share(q, k_text, k_image), right, mistakes, name=f"the share, with scores of about {scale:g},")
-    q = torch.full((1, 1, 1, 4), 20.0)
-    k_text, k_image = 20.0 * torch.ones(1, 1, 2, 4), 20.0 * torch.ones(1, 1, 6, 4)
-    mine = text_share(q, k_text, k_image)
-    if isinstance(mine, torch.Tensor) and mine.isnan().any():
+        compare(text_share(q, k_text, k_image, mask), right, mistakes,
+                name=f"the share, with scores of about {scale:g},")  # fmt: skip
+    q = torch.full((2, 1, 1, 4), 20.0)
+    k_text, k_image = 20.0 * torch.ones(2, 1, 2, 4), 20.0 * torch.ones(2, 1, 6, 4)
+    mine = text_share(q, k_text, k_image, torch.tensor([[True, True], [False, False]]))
+    if isinstance(mine, torch.Tensor) and mine[:1].isnan().any():
         raise Wrong("exp() of scores in the hundreds is infinite: subtract the largest first, as softmax does.")
-    compare(mine, torch.full((1, 1, 1), 0.25), name="the share for scores of 800")
+    expected = torch.tensor([0.25, 0.0])[:, None, None]
+    compare(mine, expected, name="the share for scores of 800, first with two words, then with none,")
