@@ -157,3 +157,13 @@ def test_figures_are_closed_and_the_settings_untouched():
     figure = plots.lines({"a": ([0, 1], [0, 1]), "b": ([0, 1], [1, 0])}, x="t", y="loss")
     assert plt.get_fignums() == [] and dict(matplotlib.rcParams) == before
     assert figure.axes[0].lines[0].get_color() == plots.COLORS[0] and figure.axes[0].get_legend() is not None
+
+
+@pytest.mark.parametrize("most, expected", [(0.6, ["0.2", "0.5"]), (4.0, ["0.2", "0.5", "1", "2", "5"])])
+def test_few_decades_are_labelled_with_plain_numbers(most, expected):
+    figure = plots.lines({"loss": ([1, 2, 3], [0.15, 0.3, most])}, y="loss", log="y")
+    axes = figure.axes[0]
+    figure.draw_without_rendering()
+    low, high = axes.get_ylim()
+    shown = [t.get_text() for t in axes.get_yticklabels() if low <= t.get_position()[1] <= high]
+    assert shown == expected and not any(t.get_text() for t in axes.get_yticklabels(minor=True))

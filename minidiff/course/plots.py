@@ -248,10 +248,17 @@ def _plane(points, name):
 
 def _label(axes, x, y, title, log=""):
     axes.set(xlabel=x, ylabel=y, title=title or "")
-    if "x" in log:
-        axes.set_xscale("log")
-    if "y" in log:
-        axes.set_yscale("log")
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    for name, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
+        if name not in log:
+            continue
+        axes.set(**{f"{name}scale": "log"})
+        low, high = axis.get_view_interval()
+        if low > 1e-4 and high < 1e5 and high / low < 1e3:  # few decades: plain numbers, 1, 2, 5
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(NullFormatter())
 
 
 def _legend(axes, curves):
