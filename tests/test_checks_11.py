@@ -30,6 +30,7 @@ def test_head_cost(solved):
     prove(checks.check_head_cost, solved["head_cost"], stub, {
         "also has its 3 x 3 convolution": lambda d, p: (6 * d * p**2, 54 * d),
         "not once": lambda d, p: (6 * d * p**2 + 162, 54 * d),
+        "reads all 3 colours in": lambda d, p: (6 * d * p**2 + 54 * p**2, 54 * d),
         "are two operations": lambda d, p: (3 * d * p**2 + 81 * p**2, 27 * d),
         "features, not d": lambda d, p: (6 * d * p**2 + 162 * p**2, 54 * d * p**2),
         "operations per pixel": lambda d, p: (6 * d + 162, 54 * d / p**2),
@@ -60,6 +61,7 @@ def test_dwconv_by_shifts(solved):
         "repeated outwards": wrong(mode="replicate"),
         "turned round": lambda x, w, b, extras: checks.by_conv(x, w.flip(2, 3), b, extras),
         "rows and columns of the kernel": wrong(transposed=True),
+        "once is enough": lambda x, w, b, extras: checks.by_conv(x, w, 9 * b, extras),
         "bias is missing": lambda x, w, b, extras: checks.by_conv(x, w, 0 * b, extras),
         "must pass unchanged": everything,
         "are lost": lambda x, w, b, extras: checks.by_conv(x, w, b, extras)[:, extras:],
@@ -67,30 +69,42 @@ def test_dwconv_by_shifts(solved):
 
 
 def test_text_share(solved):
-    def share(scale=lambda d: d**-0.5, safe=True, mean=False, image=False):
-        def text_share(q, k_text, k_image):
-            scores = [q @ k.transpose(2, 3) * scale(q.shape[3]) for k in (k_text, k_image)]
+    def share(scale=lambda c: c**-0.5, safe=True, mean=False, image=False, fill=-torch.inf, kept=lambda mask: mask):
+        def text_share(q, k_text, k_image, mask):
+            text, rest = (q @ k.transpose(2, 3) * scale(q.shape[3]) for k in (k_text, k_image))
+            text = text.masked_fill(~kept(mask)[:, None, None], fill)
             if not safe:
-                text, rest = (s.exp().sum(3) for s in scores)
+                text, rest = (s.exp().sum(3) for s in (text, rest))
                 return text / (text + rest)
-            text, rest = (s.logsumexp(3) - mean * torch.tensor(s.shape[3]).log() for s in scores)
+            text, rest = text.logsumexp(3), rest.logsumexp(3)
+            if mean:
+                text, rest = text - mask.sum(1)[:, None, None].log(), rest - torch.tensor(k_image.shape[2]).log()
             return torch.sigmoid(rest - text if image else text - rest)
         return text_share
 
-    def by_number(q, k_text, k_image):
-        count = k_text.shape[2]
-        return torch.full(q.shape[:3], count / (count + k_image.shape[2]))
+    def by_number(q, k_text, k_image, mask):
+        words = mask.sum(1)[:, None, None]
+        return (words / (words + k_image.shape[2])).expand(q.shape[:3])
 
-    def ratio(q, k_text, k_image):
-        s = solved["text_share"](q, k_text, k_image)
+    def ratio(q, k_text, k_image, mask):
+        s = solved["text_share"](q, k_text, k_image, mask)
         return s / (1 - s)
 
+    def each_word(q, k_text, k_image, mask):
+        text, rest = (q @ k.transpose(2, 3) * q.shape[3] ** -0.5 for k in (k_text, k_image))
+        text = text.masked_fill(~mask[:, None, None], -torch.inf)
+        return torch.cat([text, rest], 3).softmax(3)[..., : k_text.shape[2]]
+
     prove(checks.check_text_share, solved["text_share"], stub, {
+        "padding is counted": share(kept=torch.ones_like),
+        "True is a word": share(kept=torch.logical_not),
+        "minus infinity": share(fill=0.0),
         "share of the image": share(image=True),
-        "not divided by the square root": share(scale=lambda d: 1.0),
-        "are divided by d": share(scale=lambda d: 1 / d),
+        "not divided by the square root": share(scale=lambda c: 1.0),
+        "are divided by c": share(scale=lambda c: 1 / c),
         "share by number": by_number,
         "means of the exponentials": share(mean=True),
         "divide by both together": ratio,
+        "sum them": each_word,
         "subtract the largest": share(safe=False),
     })  # fmt: skip

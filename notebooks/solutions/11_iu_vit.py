@@ -17,7 +17,8 @@ def dwconv_by_shifts(x, weight, bias, extras):
     return torch.cat([x[:, :extras], out.flatten(1, 2)], dim=1)
 
 # %% tags=["exercise"] name="text_share"
-def text_share(q, k_text, k_image):
-    """q (B, heads, N, d), k_text (B, heads, L, d), k_image (B, heads, N, d) -> s (B, heads, N)."""
-    text, image = ((q @ k.transpose(2, 3) / q.shape[3] ** 0.5).logsumexp(3) for k in (k_text, k_image))
-    return torch.sigmoid(text - image)
+def text_share(q, k_text, k_image, mask):
+    """q, k_image (B, heads, N, c), k_text (B, heads, L, c), mask (B, L) bool -> s (B, heads, N)."""
+    text, image = (q @ k.transpose(2, 3) / q.shape[3] ** 0.5 for k in (k_text, k_image))
+    text = text.masked_fill(~mask[:, None, None], -torch.inf)  # e to this is 0: padding adds nothing to the sum
+    return torch.sigmoid(text.logsumexp(3) - image.logsumexp(3))
