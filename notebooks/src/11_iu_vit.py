@@ -204,7 +204,7 @@ head = "| size | pixels | patch | width | the paper prints | here | GFLOP |\n|" 
 Markdown("\n".join([head, *rows]))
 
 # %% [markdown]
-# The widths are deduced, not read: they are what makes the totals come out. With linear first the wide model would miss its 935, as the printed line shows. So the totals speak for these choices.
+# The widths are deduced, not read: they are what makes the totals come out. With linear first the wide model would miss its 935, as the printed line shows. So the totals support these choices.
 #
 # ## The two by two
 #
@@ -358,7 +358,7 @@ def shades(maps):
     return torch.stack([0.85 - 1.85 * (1 + (m / m.max()).log10() / 5).clamp(min=0) for m in maps])[:, None].cpu()
 
 # %% [markdown]
-# `shades` draws such maps. Now the layers and heads, each alone.
+# `shades` draws such maps. Now each part alone.
 
 # %%
 torch.manual_seed(0)
@@ -384,7 +384,7 @@ plots.grid(shades(seen.values()), titles=list(seen), scale=8)
 # %% [markdown]
 # The output pixel asked is at row 9, column 8, in the lower left corner of its patch. The MLP sees its own patch. Attention sees everything, faintly and evenly: it cannot tell near from far. DWConv-FFN sees 3 by 3 patches. The heads see the patches that their 3 by 3 pixels touch, here four.
 #
-# A whole network has five blocks, so it *could* see everything. What does it use? Take the four that you trained, on unseen emoji, and ask for the predicted clean pixel. The curves show the share of the influence that comes from beyond the asking patch and its eight neighbours.
+# A whole network has five blocks, so it *could* see everything. What does it use? Take your four, on unseen emoji, and ask for the predicted clean pixel. The curves show the share of the influence that comes from beyond the asking patch and its eight neighbours.
 
 # %%
 def spoiled(model, t, num=24 if run.tier != "smoke" else 8):
@@ -526,7 +526,7 @@ for kind in ("joint", "cross"):
     print(f"{kind}: {whole.parameters / 1e6:.0f} M weights, {whole.flops / 1e9:.0f} GFLOP at full size, 256 words")
 
 # %% [markdown]
-# The joint attention lies on the share by number. A short prompt has a faint voice, until training makes it louder. That may be why it optimised worse, but this is our reading: nothing was trained here. The separate layers have their price in weights and work.
+# The joint attention lies on the share by number. A short prompt has a faint voice, until training makes it louder. That may be why it optimised worse: our reading, for nothing was trained here. The separate layers have their price in weights and work.
 #
 # ## What the paper leaves open
 #
