@@ -61,7 +61,7 @@ draw_ascend()
 #
 # ## Windows, in short
 #
-# The notebook before this one is about windows. All you need of it is this. Attention among all pixels of a large map costs the square of their number. So cut the map into **windows** of $w \times w$ and let each attend only within itself: then the price grows with the number of pixels, as for a convolution. The next block **shifts** all windows by half their side, so that pixels that a border kept apart now meet. The shift is cyclic: what leaves on the left comes back on the right. So some windows hold strips from opposite ends of the picture, and a **mask** forbids these to see each other.
+# [Notebook 14](14_swin_and_hit.ipynb) is about windows. All you need of it is this. Attention among all pixels of a large map costs the square of their number. So cut the map into **windows** of $w \times w$ and let each attend only within itself: then the price grows with the number of pixels, as for a convolution. The next block **shifts** all windows by half their side, so that pixels that a border kept apart now meet. The shift is cyclic: what leaves on the left comes back on the right. So some windows hold strips from opposite ends of the picture, and a **mask** forbids these to see each other.
 
 # %%
 from minidiff.backbones.swin import join_windows, shift_mask, split_windows
@@ -323,7 +323,7 @@ print("not recorded yet:", ", ".join(name for name in four if name not in record
 Markdown("\n".join(lines))
 
 # %% [markdown]
-# The four are not equal in size. Watch the weights before you praise a winner.
+# The four are not equal in size.
 #
 # A table of two by two has three things to say. Write $L_{ed}$ for the loss with encoder $e$ and decoder $d$, where $S$ is Swin and $R$ residual. The effect of the encoder, averaged over the decoders, and that of the decoder, averaged over the encoders, are
 #
@@ -373,7 +373,7 @@ if shown:
 # %% [markdown]
 # At small $t$ the answer is mostly noise, to be passed on pixel by pixel; at large $t$ it is a guess of the whole picture. If attention helps to understand, it should show at large $t$.
 #
-# Losses are per step, and a step of each costs a different time. Measure it, with a batch of 16 (in seconds of the processor, which other programs do not lengthen).
+# Losses are per step, and a step of each costs a different time. Measure it, with a batch of 16.
 
 # %%
 import time as clock
@@ -522,11 +522,11 @@ print(f"always naming the commonest class: {most:.0%} right")
 figure
 
 # %% [markdown]
-# E8 is the encoder's unit on the map of 8 by 8, M the middle, D8a and D8b the decoder's two at that size. The story of the paper would be a curve that rises through E and falls through D, and does so more than before the training. Be careful before you believe or reject it. The training was very short, and 1 % is four emoji. The finest maps have 24 channels, the others 48, so look at the gap between the curves. And nobody asked this network for classes. (Readers of the means alone, or of means over quarters of the map, gave a similar gap when this was written; with many more numbers, or less noise, it was smaller.)
+# E8 is the encoder's unit on the map of 8 by 8, M the middle, D8a and D8b the decoder's two at that size. The story of the paper would be a curve that rises through E and falls through D, and does so more than before the training. Be careful before you believe or reject it. The training was very short, and 1 % is four emoji. The finest maps have 24 channels, the others 48, so look at the gap between the curves. And nobody asked this network for classes.
 #
 # ## What the skips carry
 #
-# The decoder hears the encoder on two ways: through the bottom, a map of 4 by 4, and through the skips. Notebook 08 silenced the skips of a U-Net. Do it here, level by level: a hook puts zeros in the place of the skip, just before a unit of the decoder reads it. Nothing is trained again. The pictures show what the network then guesses of one unseen smiley, at five noise levels.
+# The decoder hears the encoder on two ways: through the bottom, a map of 4 by 4, and through the skips. Notebook 08 silenced the skips of a U-Net. Do it here, level by level: a hook puts zeros in the place of the skip, just before a unit of the decoder reads it. The pictures show what the network then guesses of one unseen smiley, at five noise levels.
 
 # %%
 def silence(net, sizes):
@@ -580,7 +580,7 @@ if beside("no-skips"):
 #
 # ## Merging or convolving
 #
-# Between two levels the package offers patch merging and expanding, or convolutions (`resample="conv"`): stride 2 on the way down, on the way up doubled pixels and a convolution. To see the difference, change one pixel, send it down and up again through untrained layers,.
+# Between two levels the package offers patch merging and expanding, or convolutions (`resample="conv"`): stride 2 on the way down, on the way up doubled pixels and a convolution. To see the difference, change one pixel, send it down and up again through untrained layers.
 
 # %%
 from minidiff.backbones.ascend import ConvDown, ConvUp, PatchExpand, PatchMerge
@@ -620,8 +620,6 @@ plots.grid(torch.stack(shade), columns=6, titles=list(prints), scale=8)
 # | heads of 64 channels; multipliers 1, 2, 3, 4, 4 for 128 pixels | base widths, the multipliers of all others |
 # | text of 256 tokens, 1024 channels, from T5-XXL | cross-attention in the encoder and the middle alone; the pooled text is added to the time |
 # | cosine schedule, 1000 steps | time as shift and scale of the norms, from zero in the Swin blocks |
-#
-# Cross-attention in the encoder alone is the paper's argument taken at its word: to understand a text is the encoder's job.
 #
 # ## What the paper found, what you measured
 
