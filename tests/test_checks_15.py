@@ -31,8 +31,15 @@ def test_pairs_in_windows(solved):
         "the whole map": lambda size, window: size**4,
         "round the number": lambda size, window: (size // min(size, window)) ** 2 * min(size, window) ** 4,
         "padded tokens": lambda size, window: size**2 * min(size, window) ** 2,
+        "last windows are full": lambda size, window: real_pairs(size, min(size, window)),
         "of its own size": lambda size, window: (-(-size // window)) ** 2 * window**4,
     })  # fmt: skip
+
+
+def real_pairs(size, side):
+    """Pairs of real tokens alone, window by window."""
+    lengths = [min(side, size - start) for start in range(0, size, side)]
+    return sum((rows * columns) ** 2 for rows in lengths for columns in lengths)
 
 
 def test_conv_from_merge(solved):
@@ -42,7 +49,8 @@ def test_conv_from_merge(solved):
         "the other way round": lambda weight: weight.unflatten(1, (-1, 2, 2)),
         "besides": lambda weight: weight.unflatten(1, (-1, 2, 2)).transpose(2, 3),
         "does not flip": lambda weight: right(weight).flip(2, 3),
-        "before row and column": lambda weight: weight.unflatten(1, (2, 2, -1)).transpose(1, 2),
+        "Not quite: the channels must": lambda weight: weight.unflatten(1, (2, 2, -1)).transpose(1, 2),
+        "only cut": lambda weight: weight.unflatten(1, (2, 2, -1)),
     })  # fmt: skip
 
 
@@ -73,3 +81,13 @@ def test_light_decode(solved):
         "Sizes of tensors": from_the_finest,
         "this unit wants 8 channels": lambda h, last, units, ups, emb: units[-1](h, emb),
     })  # fmt: skip
+
+
+def test_an_answer_may_empty_its_lists(solved):
+    def popping(h, last, units, ups, emb):
+        while units:
+            h = units.pop()(torch.cat([h, last.pop()], dim=1), emb)
+            h = ups.pop()(h) if ups else h
+        return h
+
+    checks.check_light_decode(popping)

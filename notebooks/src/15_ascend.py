@@ -7,11 +7,11 @@
 #
 # You will
 #
-# - build a small ASCEND by hand from windows, merges and residual blocks, and get the package's numbers,
-# - count what encoder and decoder cost, and find that "light" needs a second look,
+# - build a small ASCEND by hand and get the package's numbers,
+# - count what encoder and decoder cost,
 # - take apart an experiment on encoder and decoder: two effects and their interaction,
 # - watch a U-Net, IU-ViT and ASCEND learn, side by side,
-# - ask every layer what it knows, and silence the skips to hear what they said,
+# - ask every layer what it knows, and silence the skips,
 # - compare patch merging with convolutions, and count the text models.
 
 # %%
@@ -22,13 +22,13 @@ run = setup()
 # %% [markdown]
 # ## Two jobs
 #
-# The U-Net of [notebook 08](08_the_u_net.ipynb) looks symmetric: what goes down comes up, and both ways are made of the same blocks. Should they be? On the way down the network has to find out what is in a noisy picture. Is that an eye or a speck? On the way up it only has to write down, at full size, what was found out.
+# The U-Net of [notebook 08](08_the_u_net.ipynb) looks symmetric: what goes down comes up, and both ways are made of the same blocks. Should they be? On the way down the network has to find out what is in a noisy picture. On the way up it only has to write down, at full size, what was found.
 #
-# There is a famous case of two unequal halves. A *masked autoencoder* hides most patches of a picture, lets a large transformer understand the rest, and gives the result to a small decoder that paints what was hidden.
+# A *masked autoencoder* has unequal halves. It hides most patches of a picture, lets a large transformer understand the rest, and gives the result to a small decoder that paints what was hidden.
 #
-# **ASCEND** (arXiv 2212.13771, the paper that also brought IU-ViT) carries the argument over to diffusion. Its encoder is a Swin transformer, strong and hierarchical. Its decoder is made of the U-Net's residual blocks, convolutions alone. At each resolution the encoder's maps are handed to the decoder by skips. And the two are free choices: any encoder could go with any decoder.
+# **ASCEND** (arXiv 2212.13771, the paper that also brought IU-ViT) carries the argument over to diffusion. Its encoder is a Swin transformer, strong and hierarchical. Its decoder is made of the U-Net's residual blocks, convolutions alone. At each resolution skips hand the encoder's maps to the decoder. And the choices are independent: any encoder could go with any decoder.
 #
-# Here is the small one that you will build, with the channels and sides of its maps.
+# Here is the small one that you will build, with the channels and sides of its maps. At the bottom the map goes two ways: by a skip, and through the *middle*, which belongs to neither half.
 
 # %%
 import torch
@@ -57,11 +57,11 @@ def draw_ascend():
 draw_ascend()
 
 # %% [markdown]
-# No code of ASCEND was published, no weights, and of the paper's tables only fragments can be had. What is known: the kinds of the two halves, pairs of window attention without and with a shift, heads of 64 channels, a skip at every resolution, the cosine schedule with 1000 steps, an FID of 2.98 on CIFAR-10, and a text model of about 590 million weights with five levels. How wide the others are, how many blocks they have, how the time gets in: decided in this course, and called *ours* where it matters.
+# No code or weights of ASCEND were published, and only fragments of the paper's tables are known. What is known: the kinds of the two halves, pairs of window attention without and with a shift, heads of 64 channels, a skip at every resolution, the cosine schedule with 1000 steps, an FID of 2.98 on CIFAR-10, and a text model of about 590 million weights with five levels. Widths, numbers of blocks, how the time gets in: decided in this course, and called *ours*.
 #
-# ## Windows, in short
+# ## Windows
 #
-# [Notebook 14](14_swin_and_hit.ipynb) is about windows. All you need of it is this. Attention among all pixels of a large map costs the square of their number. So cut the map into **windows** of $w \times w$ and let each attend only within itself: then the price grows with the number of pixels, as for a convolution. The next block **shifts** all windows by half their side, so that pixels that a border kept apart now meet. The shift is cyclic: what leaves on the left comes back on the right. So some windows hold strips from opposite ends of the picture, and a **mask** forbids these to see each other.
+# [Notebook 14](14_swin_and_hit.ipynb) is about windows. In short: attention among all pixels costs the square of their number. So cut the map into **windows** of $w \times w$ and let each attend only within itself: then the price grows with the number of pixels, as for a convolution. The next block **shifts** all windows by half their side, so that pixels that a border kept apart now meet. The shift is cyclic: what leaves on the left comes back on the right. So some windows hold strips from opposite ends of the picture, and a **mask** forbids these to see each other.
 
 # %%
 from minidiff.backbones.swin import join_windows, shift_mask, split_windows
@@ -99,7 +99,7 @@ draw_windows(held_out.images()[held_out.labels == 7][3])
 #
 # ### The encoder's unit
 #
-# Within a window each head adds a learned number to the logit of every pair of tokens. The number depends only on how far apart the two are, in rows and columns. That is all a Swin block knows of positions. A mask is $-100$ where two must not meet.
+# Within a window each head adds a learned number to the logit of every pair of tokens. The number depends only on how far apart the two are, in rows and columns. `p.index` says which number of the table belongs to which pair. The mask is $-100$ where two must not meet, so the softmax gives next to nothing there.
 
 # %%
 torch.manual_seed(0)
@@ -154,7 +154,7 @@ print("a unit of the encoder: equal")
 # %% [markdown]
 # ### Between the levels
 #
-# **Patch merging** halves the map: the channels of four neighbours are put into one vector, normed, and mapped to the new width. **Patch expanding** goes back: one linear map makes four vectors of each, which become four neighbours and are normed. The order of the four neighbours is a convention. Swin goes down the first column, then the second; expanding goes along the rows.
+# **Patch merging** halves the map: the channels of four neighbours are put into one vector, normed, and mapped to the new width. **Patch expanding** goes back: one linear map makes four vectors of each, which become four neighbours and are normed. Swin goes down the first column, then the second; expanding goes along the rows.
 
 # %%
 def merge(x, p):
@@ -181,7 +181,7 @@ print("down:", tuple(merge(h, down).shape), " up:", tuple(expand(low, up).shape)
 # %% [markdown]
 # ### The decoder's unit
 #
-# The residual block of ADM, a grown-up relative of notebook 08's: norm, SiLU, convolution, twice. The second norm is scaled and shifted by the time. Nothing attends. Only the middle of the network, between the halves, has one attention over its whole small map.
+# The residual block of ADM, a grown-up relative of notebook 08's: norm, SiLU, convolution, twice. The second norm is scaled and shifted by the time. Nothing attends. Only the middle has one attention over its whole small map: that is the function's last line.
 
 # %%
 def residual(x, emb, p):
@@ -231,11 +231,9 @@ print(f"largest difference {(mine - theirs).abs().max():.0e}, the outputs have s
 assert torch.allclose(mine, theirs, atol=1e-4)
 
 # %% [markdown]
-# Equal. From here on the package's network stands for yours.
-#
 # ## What does each half cost?
 #
-# A light decoder: so where are the weights, and where is the work? Count on the *meta* device, where tensors have shapes and no memory. The second line of each model has the encoder of residual blocks in its place, for comparison.
+# Where are the weights, and where is the work? Count on the *meta* device, where tensors have shapes and no memory. The second line of each model has a residual encoder in its place, for comparison. It is ADM's, so it is not free of attention: at some sizes (8 and 4 in the tiny model, but not 16) each of its blocks also attends over the whole map.
 
 # %%
 from IPython.display import Markdown
@@ -264,7 +262,7 @@ for (name, kind), parts in costs.items():
 Markdown("\n".join(lines))
 
 # %% [markdown]
-# Now as a picture, each half as a share of the whole. (What is missing to 100 % is the first and the last layer, and those of time and text.)
+# The same as shares of the whole. (What is missing to 1 is the first and the last layer, and those of time and text.)
 
 # %%
 @plots.quiet
@@ -291,13 +289,13 @@ assert all(parts[2][k] > parts[0][k] for (_, kind), parts in costs.items() for k
 draw_costs(costs)
 
 # %% [markdown]
-# Surprised? In all our models the "light" decoder has *more* weights than the encoder, and does more work. Three reasons. It has a unit more in each level. Each unit reads twice the channels, because of its skip. And a 3 by 3 convolution has nine weights where attention's linear maps have one each: a joined residual unit of width $c$ takes $29\,c^2$ for its two convolutions and its shortcut, a pair of Swin blocks $24\,c^2$ for two attentions and two MLPs.
+# In all our models the "light" decoder has *more* weights than the encoder, and does more work. Three reasons. It has a unit more in each level. Each unit reads twice the channels, because of its skip. And a 3 by 3 convolution has nine weights where a linear map has one. A residual unit of width $c$ with a skip of the same width takes $(18 + 9 + 2)\,c^2 = 29\,c^2$ for its two convolutions and its shortcut. A pair of Swin blocks takes $2\,(3 + 1 + 8)\,c^2 = 24\,c^2$ for queries, keys and values, the projection and the MLP, twice.
 #
-# So light must mean something else, at least in ours: light in *kind*. Nothing in the decoder attends, nothing there listens to a text, no pixel asks another one farther away than a few steps. Whether the paper's decoder was also light in weight, its lost table would tell. Exercise 3 makes one that is.
+# So light must mean something else, at least in ours: light in *kind*. Nothing in the decoder attends or listens to a text. Whether the paper's was also light in weight, its lost table would tell. Exercise 3 makes one that is lighter than its encoder.
 #
 # ## Encoder times decoder
 #
-# The idea makes two claims. A Swin encoder is better than a residual one. And the choices are independent: which encoder is better should not depend on the decoder. The experiment for both is a table of two by two. The paper had such runs on CIFAR-10, for 120,000 steps each: residual blocks on both sides, Swin with a residual decoder, probably the reverse. Its numbers are lost.
+# The idea makes two claims. A Swin encoder is better than a residual one. And the choices are independent: which encoder is better should not depend on the decoder. The paper had runs on CIFAR-10, for 120,000 steps each: residual blocks on both sides, Swin with a residual decoder, probably the reverse. Its numbers are lost.
 #
 # Ours are the small network on emoji of 16 pixels, with equal data, order, noise and recipe: 600 steps of 64 (`python tools/ablation.py ascend --tier cpu`). The loss is on held-out pictures.
 
@@ -323,13 +321,11 @@ print("not recorded yet:", ", ".join(name for name in four if name not in record
 Markdown("\n".join(lines))
 
 # %% [markdown]
-# The four are not equal in size.
-#
-# A table of two by two has three things to say. Write $L_{ed}$ for the loss with encoder $e$ and decoder $d$, where $S$ is Swin and $R$ residual. The effect of the encoder, averaged over the decoders, and that of the decoder, averaged over the encoders, are
+# The four are not equal in size. A table of two by two says three things. Write $L_{ed}$ for the loss with encoder $e$ and decoder $d$, where $S$ is Swin and $R$ residual. The effect of the encoder, averaged over the decoders, and that of the decoder, averaged over the encoders, are
 #
 # $$E = \tfrac12\big[(L_{SR} - L_{RR}) + (L_{SS} - L_{RS})\big], \qquad D = \tfrac12\big[(L_{RS} - L_{RR}) + (L_{SS} - L_{SR})\big],$$
 #
-# and the **interaction** says whether the one depends on the other: $I = (L_{SS} - L_{RS}) - (L_{SR} - L_{RR})$. Independent means $I = 0$. A negative $E$ says that the Swin encoder has the lower loss. None of it means anything unless it is larger than luck, which you know from runs that differ in nothing but their seed.
+# and the **interaction** says whether the one depends on the other: $I = (L_{SS} - L_{RS}) - (L_{SR} - L_{RR})$. Independent means $I = 0$. A negative $E$ favours the Swin encoder. None of it means anything unless it is larger than luck, which you know from pairs of runs that differ in their seed alone. If the luck of single runs has the spread $s$ and is independent, such a pair differs by $\sqrt2\,s$, $E$ and $D$ spread by $s$ and $I$ by $2s$. So the interaction is the hardest to see.
 
 # %%
 def luck(experiments=("uvit", "iuvit", "dit", "diffit", "ascend")):
@@ -355,7 +351,7 @@ print(f"another seed: {100 * max(seeds):.1f} % at most, of {len(seeds)}" if seed
 plots.bars(list(effects), list(effects.values()), x="change of the held-out loss, %") if effects else None
 
 # %% [markdown]
-# Hold the three against the last line. A first number that is negative and larger than luck agrees with the paper. A positive one contradicts it, and there would be a plain reason: at 16 pixels a convolution sees most of the map anyway. (The seeds are mostly those of other networks: take them as a rough scale.) A positive second number says that the lighter *kind* of decoder is also the better one. The second claim is about the third number. An interaction as large as an effect means that you cannot choose one half without knowing the other.
+# Hold the three against the last line, the largest difference within a pair of seeds. (The pairs may be of other networks: take it as a rough scale.) A first number that is negative and larger than luck agrees with the paper. A positive one beyond luck contradicts it. One within luck decides nothing, and need not surprise: the residual encoder attends too, and at 16 pixels a few convolutions see most of the map. A positive second number beyond luck says that the lighter *kind* of decoder is also the better one. The second claim is about the third number: an interaction beyond luck, and as large as an effect, means that you cannot choose one half without knowing the other.
 #
 # Where in the noise do they differ? And what do they draw?
 
@@ -373,7 +369,7 @@ if shown:
 # %% [markdown]
 # At small $t$ the answer is mostly noise, to be passed on pixel by pixel; at large $t$ it is a guess of the whole picture. If attention helps to understand, it should show at large $t$.
 #
-# Losses are per step, and a step of each costs a different time. Measure it, with a batch of 16.
+# A step of each costs a different time. Measure it, with a batch of 16.
 
 # %%
 import time as clock
@@ -401,7 +397,7 @@ plots.bars(four, [1000 * value for value in speed.values()], x="milliseconds a s
 #
 # ## Three families, side by side
 #
-# The course has led through three kinds of backbone: the U-Net, the transformer with long skips and a little convolution, the two-faced ASCEND. Like the paper, lay samples from early in the training side by side, at the same steps. All three have about 0.7 million weights, the same data in the same order, the same noise, the same recipe.
+# Three kinds of backbone: the U-Net, [IU-ViT](11_iu_vit.ipynb), a transformer with long skips and a little convolution, and ASCEND. Like the paper, lay samples from early in the training side by side, at the same steps. All three have about 0.7 million weights, the same data in the same order, the same noise, the same recipe.
 
 # %%
 FAMILIES = {"U-Net": "ddpm_tiny", "IU-ViT": "iuvit_tiny", "ASCEND": "ascend_tiny"}
@@ -455,9 +451,7 @@ for step in marks:
     display(plots.filmstrip(frames, heads, rows=[f"{family}, {step}" for family in FAMILIES]))
 
 # %% [markdown]
-# See what each learns first. A network that draws shapes on dirty ground has a plan, and cannot clean up yet. One whose pictures are made of small squares is a patch network that has not joined its patches.
-#
-# Now the numbers: at the same step, and at the same time spent in computing.
+# See what each learns first. Shapes on dirty ground: it has a plan, and cannot clean up yet. Pictures of small squares: it has not joined its patches. Now the numbers, at the same step and at the same time spent in computing.
 
 # %%
 curves = {family: (marks, [tested[family, step].mean() for step in marks]) for family in FAMILIES}
@@ -467,11 +461,11 @@ curves = {family: ([spent[family, step] for step in marks], [tested[family, step
 plots.lines(curves, x="seconds of computing, here", y="held-out loss", log="y")
 
 # %% [markdown]
-# Who leads in the first figure need not lead in the second, and neither tells who will lead after the 120,000 steps of the paper. These are comparisons of *starts*, with one seed and one learning rate for all, which suits some better than others.
+# Neither figure tells who will lead after the 120,000 steps of the paper. These are comparisons of *starts*, with one seed and one learning rate for all, which suits some better than others.
 #
 # ## Does the encoder understand?
 #
-# "The encoder has to understand" sounds good. Can it be tested? Give the trained ASCEND noisy emoji, as much noise as signal, and do *not* tell it the class. After each unit take mean and spread of every channel, and fit the simplest reader there is: a linear one, by least squares, that tells the ten classes from these numbers. How often it is right on unseen emoji says how plainly the class stands there. The same reader on the noisy pixels, and on the untrained network, tells what training added.
+# Can that be tested? Give the trained ASCEND noisy emoji, as much noise as signal, and do *not* tell it the class. After each unit take mean and spread of every channel, and fit a linear reader that tells the ten classes from these numbers. How often it is right on unseen emoji says how plainly the class stands there. The same reader on the untrained network tells what training added.
 
 # %%
 def units(net):
@@ -522,11 +516,11 @@ print(f"always naming the commonest class: {most:.0%} right")
 figure
 
 # %% [markdown]
-# E8 is the encoder's unit on the map of 8 by 8, M the middle, D8a and D8b the decoder's two at that size. The story of the paper would be a curve that rises through E and falls through D, and does so more than before the training. Be careful before you believe or reject it. The training was very short, and 1 % is four emoji. The finest maps have 24 channels, the others 48, so look at the gap between the curves. And nobody asked this network for classes.
+# E8 is the encoder's unit on the map of 8 by 8, M the middle, D8a and D8b the decoder's two at that size. The story of the paper would be a curve that rises through E and falls through D, and does so more than before the training. Does the gap between trained and untrained open inside E, or only later? Be careful before you believe or reject the story. The training was very short, and a share of 372 emoji has a standard error of up to 2.6 %. The finest maps have 24 channels, the others 48, so compare the curves at one place, not one curve at two.
 #
 # ## What the skips carry
 #
-# The decoder hears the encoder on two ways: through the bottom, a map of 4 by 4, and through the skips. Notebook 08 silenced the skips of a U-Net. Do it here, level by level: a hook puts zeros in the place of the skip, just before a unit of the decoder reads it. The pictures show what the network then guesses of one unseen smiley, at five noise levels.
+# The decoder hears the encoder through the bottom, a map of 4 by 4, and through the skips. Notebook 08 silenced the skips of a U-Net. Do it here, level by level: a hook puts zeros in the place of the skip, just before a unit of the decoder reads it. The pictures show what the network then guesses of one unseen smiley, at five noise levels.
 
 # %%
 def silence(net, sizes):
@@ -555,7 +549,9 @@ frames = torch.stack([torch.cat(noisy).cpu(), *guesses.values()], dim=1)  # (lev
 plots.filmstrip(frames, list(levels), rows=["noisy", *(f"silent: {name}" for name in guesses)], scale=5)
 
 # %% [markdown]
-# The finest skips carry what cannot go through the bottom. How much could? The bottom is 48 maps of 4 by 4, 768 numbers, exactly as many as the picture has. So arithmetic alone does not forbid a network without skips, as it did in notebook 08. But an encoder that fills these numbers with a copy of the pixels has no room left for what it understood. Skips free it from carrying.
+# Where the guess looks as noisy as the picture above it, the network has failed to name the noise. Its answer is $\hat v$, and the guess $\alpha x_t - \sigma \hat v$: what $\hat v$ leaves out stays in.
+#
+# How much could go through the bottom? It is 48 maps of 4 by 4, 768 numbers, exactly as many as the picture has. So arithmetic alone does not forbid a network without skips, as it did in notebook 08. But filled with a copy of the pixels it has no room for what was understood.
 #
 # A network that never had skips can arrange itself otherwise. The paper reports that leaving them out hurts; the figures are lost. Here is a recorded run.
 
@@ -576,7 +572,7 @@ if beside("no-skips"):
     display(plots.lines(curves, x="t", y="loss / loss with skips", log="y"))
 
 # %% [markdown]
-# Silencing says how much a trained decoder leans on its skips. Training without says how much a network needs them: it can use its bottom for what the skips would carry, as far as there is room.
+# Silencing says how much a trained decoder leans on its skips. Training without says how much a network needs them: it can use its bottom instead, as far as there is room. (Its decoder reads half the channels, so it has fewer weights, too.)
 #
 # ## Merging or convolving
 #
@@ -605,19 +601,17 @@ shade = [1 - 2 * (spot / spot.max())[None] for spot in prints.values()]
 plots.grid(torch.stack(shade), columns=6, titles=list(prints), scale=8)
 
 # %% [markdown]
-# Merging keeps strictly to its squares of 2 by 2: pixels 6 and 7 touch the same four, 7 and 8 have none in common, though they are neighbours. It never blurs across a border, and something else has to join the squares: the shifted windows, the decoder's convolutions. Convolutions overlap, and cost more. The paper found similar results for both.
+# Merging keeps strictly to its squares of 2 by 2: pixels 6 and 7 touch the same four, 7 and 8 have none in common, though they are neighbours. Something else has to join the squares: the shifted windows, the decoder's convolutions. Convolutions overlap, and cost more. The paper found similar results for both.
 #
 # ## The sizes for text
 #
-# The largest ASCEND is for text: 128 pixels in one stage, from T5-XXL embeddings, with about 590 million weights and multipliers 1, 2, 3, 4, 4. The package has it, and one for 64 pixels that aims at 300 million, the size of IU-ViT for text. In the table of costs above they have 582 and 302 million, within 2 % of both.
-#
-# That is weak evidence: several choices of width and depth come near 590. What is certain, and what is ours?
+# The largest ASCEND is for text: 128 pixels in one stage, from T5-XXL embeddings, with about 590 million weights. The package has it, and one for 64 pixels that aims at 300 million, the size of IU-ViT for text. The table of costs has them, within 2 % of both. That is weak evidence: several choices of width and depth come near 590.
 #
 # | from the paper | ours |
 # |---|---|
 # | Swin encoder, residual decoder, skips at every resolution | how many blocks, and one more in each level of the decoder, as in ADM |
 # | two window attentions a block, the second shifted | windows of 8 (4 in the tiny one), MLP ratio 4 |
-# | heads of 64 channels; multipliers 1, 2, 3, 4, 4 for 128 pixels | base widths, the multipliers of all others |
+# | heads of 64 channels (12 in the tiny one); multipliers 1, 2, 3, 4, 4 for 128 pixels | base widths, the multipliers of all others |
 # | text of 256 tokens, 1024 channels, from T5-XXL | cross-attention in the encoder and the middle alone; the pooled text is added to the time |
 # | cosine schedule, 1000 steps | time as shift and scale of the norms, from zero in the Swin blocks |
 #
@@ -648,7 +642,7 @@ Markdown("| paper | here |\n|---|---|\n" + "\n".join(f"| {paper} | {here} |" for
 # %% [markdown]
 # ## Exercises
 #
-# **1. What windows save (a line).** How many pairs of query and key does attention in windows look at, on a map of `size` by `size`? A map that is smaller than the window is one window; a side that the window does not divide is padded up to the next multiple.
+# **1. What windows save (a line).** How many pairs of query and key does attention in windows look at, on a map of `size` by `size`? A map that is smaller than the window is one window; a side that the window does not divide is padded up to the next multiple, and padded tokens ask and answer like any other.
 
 # %% tags=["exercise"] name="pairs_in_windows"
 def pairs_in_windows(size, window):
@@ -656,13 +650,13 @@ def pairs_in_windows(size, window):
     ...  # your code
 
 # %% [markdown]
-# The check also asks for a side that does not divide.
+# The check tries several sizes.
 
 # %%
 exercises.check_pairs_in_windows(pairs_in_windows)
 
 # %% [markdown]
-# **2. Merging is a convolution.** Without its norm, patch merging is a convolution of size 2 and stride 2. Turn the weight of its linear map into that of the convolution. The order of the four neighbours stands in `merge` above.
+# **2. Merging is a convolution.** Without its norm, patch merging is a convolution of size 2 and stride 2. Turn the weight of its linear map into that of the convolution. The order of the four neighbours stands in `merge` above; each brings all its $c$ channels in turn.
 
 # %% tags=["exercise"] name="conv_from_merge"
 def conv_from_merge(weight):
@@ -684,21 +678,20 @@ def light_decode(h, last, units, ups, emb):
     ...  # your code
 
 # %% [markdown]
-# The check uses random units, on two and on three levels.
+# The check uses random units.
 
 # %%
 exercises.check_light_decode(light_decode)
 
 # %% [markdown]
-# Now the project. Make a class `Light(ASCEND)` whose decoder has one `Residual` a level and whose `forward` calls your function, train it with `recipe`, and put it into the table of early losses. What share of the weights is left to the decoder, and what does the loss say? Then spend the weights that you saved on a second unit in each level of the encoder. That is the paper's idea at its purest, and nobody has told you how it ends.
+# Now the project. Make a class `Light(ASCEND)` whose decoder has one `Residual` a level and whose `forward` calls your function (both classes stand in `minidiff/backbones/ascend.py`). Give it a name with `minidiff.register_model`, train it with `grow`, and draw its curve beside the three. What share of the weights is left to the decoder, and what does the loss say? Then spend the weights that you saved on a second unit in each level of the encoder: the paper's idea at its purest.
 #
 # ## What you learned
 #
 # - A denoiser can be two networks of different kinds, joined by skips. Any encoder can go with any decoder, if they agree on the maps.
-# - "Light" has to be counted. A decoder that reads twice the channels through 3 by 3 convolutions is not light because it does not attend.
+# - "Light" has to be counted. A decoder that reads twice the channels through 3 by 3 convolutions is not light merely because nothing in it attends.
 # - A table of two by two has two effects and one interaction, and all are to be held against the luck of seeds.
 # - Silencing tells what a trained network leans on, and training without tells what it needs.
-# - Where a paper's numbers are lost, say which choices are yours.
 #
 # ## Where to read on
 #
