@@ -162,6 +162,74 @@ def test_pictures(size):
     assert GAP * 16 >= 2
 
 
+def shows(scene, pair):
+    """Whether a scene shows a pair, by its attributes alone."""
+    first, shape = pair
+    sides = [] if scene.relation is None else [scene.relation, shapes.RELATIONS[scene.relation]]
+    return any(
+        thing.shape == shape and (thing.colour == first or (sides and sides[i] == first))
+        for i, thing in enumerate(scene.things)
+    )
+
+
+@pytest.mark.parametrize("pairs", ["default", [("red", "circle")], [("above", "square"), ["blue", "cross"]]])
+def test_held_out_pairs_are_never_trained_on_and_always_in_their_split(pairs):
+    named = shapes.HELD_OUT if pairs == "default" else pairs
+    splits = {split: load_dataset("shapes", held_out=pairs, split=split, num=3000) for split in
+              ("train", "test", "held_out")}  # fmt: skip
+    for split, data in splits.items():
+        shown = torch.tensor([[shows(scene, pair) for pair in named] for scene in data.attributes(range(3000))])
+        assert shown.any(1).all() if split == "held_out" else not shown.any()
+        assert split != "held_out" or shown.any(0).all()  # each of the pairs
+        images, _, captions = data.batch(range(300))
+        truth = [shapes.canonical(shapes.parse(caption)) for caption in captions]
+        assert shapes.read(images) == truth  # what is drawn is what is said
+    assert splits["train"][5].caption != splits["test"][5].caption
+    plain = load_dataset("shapes", num=3000)
+    kept = [i for i, scene in enumerate(plain.attributes(range(300))) if not any(shows(scene, p) for p in named)]
+    assert 100 < len(kept) < 299
+    assert all(splits["train"][i].caption == plain[i].caption for i in kept[:50])  # what fits stays where it was
+
+
+def test_held_out_items_depend_on_their_number_alone():
+    data = load_dataset("shapes", held_out="default", split="held_out")
+    whole = data.batch(range(200))
+    for i in (0, 7, 133, 199):
+        record = data[i]
+        assert record.caption == whole[2][i] and torch.equal(record.image, whole[0][i])
+    assert data.batch([199, 3])[2] == [whole[2][199], whole[2][3]]
+    assert load_dataset("shapes", held_out="default", split="held_out", seed=1).batch(range(200))[2] != whole[2]
+    one = load_dataset("shapes", held_out=[("left of", "cross")], scenes="two", split="held_out").attributes(range(200))
+    assert {scene.relation for scene in one} == {"left of", "right of"}  # either way of saying it
+
+
+def test_held_out_pairs_that_cannot_be():
+    with pytest.raises(ValueError, match="split='held_out' is not one of 'train', 'test'"):
+        load_dataset("shapes", split="held_out")
+    with pytest.raises(ValueError, match="pair .'red', 'star'. is not .colour or relation, shape."):
+        load_dataset("shapes", held_out=[("red", "star")])
+    with pytest.raises(ValueError, match="'often' is not 'default' and no list of pairs"):
+        load_dataset("shapes", held_out="often")
+    with pytest.raises(ValueError, match="no scene shows one of them"):
+        load_dataset("shapes", held_out=[("above", "cross")], scenes="one", split="held_out")
+    with pytest.raises(ValueError, match="hold fewer out"):
+        load_dataset("shapes", held_out=[(c, s) for c in shapes.COLOURS for s in shapes.SHAPES])
+
+
+def test_captions_may_leave_sizes_out():
+    data, whole = load_dataset("shapes", unsaid=0.3, num=2000), load_dataset("shapes", num=2000)
+    said = [shapes.parse(caption) for caption in data.batch(range(2000))[2]]
+    true = whole.attributes(range(2000))
+    assert data.attributes(range(2000)) == true and torch.equal(data[9].image, whole[9].image)
+    sizes = [(a.size, b.size) for one, two in zip(said, true) for a, b in zip(one.things, two.things)]
+    assert all(a in (None, b) for a, b in sizes)
+    assert 0.26 < sum(a is None for a, _ in sizes) / len(sizes) < 0.34
+    assert data[7].caption == data.batch(range(9))[2][7]
+    assert shapes.score(data.batch(range(300))[0], data.batch(range(300))[2])["all"] == 1.0
+    with pytest.raises(ValueError, match="unsaid=2, expected a share"):
+        load_dataset("shapes", unsaid=2)
+
+
 def test_quick_to_draw():
     data, best = load_dataset("shapes"), 9.0
     for _ in range(5):

@@ -5,6 +5,7 @@ turns geometry into pictures, `describe` and `parse` go between attributes and c
 it and reading.py goes the other way, from the picture to the attributes.
 """
 
+import itertools
 import re
 from typing import NamedTuple
 
@@ -23,6 +24,10 @@ COLOURS = {  # red, green, blue of 255; on white
 SIZES = {"small": (0.26, 0.29), "large": (0.39, 0.42)}  # width and height as a share of the picture's side
 RELATIONS = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}  # and their converse
 CROSS_ARM = 0.4  # width of a cross's arms as a share of its width
+HELD_OUT = (  # the pairs of held_out="default": things, and where a shape stands when there are two
+    ("red", "triangle"), ("green", "square"), ("blue", "cross"), ("yellow", "circle"),
+    ("left of", "cross"), ("above", "triangle"),
+)  # fmt: skip
 GAP = 0.126  # between two objects, as a share of the side: at 16 pixels at least one whole column stays white
 
 
@@ -76,6 +81,11 @@ def mix(state):
     return z ^ (z >> np.uint64(31))
 
 
+def substream(seed, number):
+    """The seed of a stream of numbers of its own that belongs to `seed`."""
+    return int(mix(mix([seed + 1]) ^ mix([2**32 + number]))[0]) >> 1  # twice mixed: 1 ^ 2 and 2 ^ 1 must not meet
+
+
 def random_scenes(seed, items, scenes="both"):
     """The Geometry of these item numbers; always the same for the same seed. `scenes` "one", "two" or "both"."""
     u = uniforms(seed, items, 16)
@@ -103,6 +113,44 @@ def random_scenes(seed, items, scenes="both"):
     x = np.where(two, np.where(sideways, along, across), single[0][:, None])
     y = np.where(two, np.where(sideways, across, along), single[1][:, None])
     return Geometry(count, shape, colour, large, x, y, width, np.where(count == 2, relation, -1))
+
+
+def holds(geometry, pairs):
+    """(B,) bool: whether a scene shows one of the pairs, (colour, shape) or (relation, shape).
+
+    A relation counts as the picture shows it: with ("left of", "cross") a cross stands left of something, in 'a cross
+    left of a circle' as in 'a circle right of a cross'.
+    """
+    colours, relations = list(COLOURS), list(RELATIONS)
+    there = np.arange(2) < geometry.count[:, None]  # (B, 2)
+    converse = np.array([relations.index(RELATIONS[name]) for name in relations])
+    place = np.stack([geometry.relation, converse[geometry.relation]], 1)  # of each object to the other
+    found = np.zeros(len(geometry.count), dtype=bool)
+    for first, shape in pairs:
+        is_shape = there & (geometry.shape == SHAPES.index(shape))
+        if first in COLOURS:
+            found |= (is_shape & (geometry.colour == colours.index(first))).any(1)
+        else:
+            found |= (is_shape & (place == relations.index(first))).any(1) & (geometry.count == 2)
+    return found
+
+
+def chosen_scenes(stream, items, scenes, pairs, only):
+    """The Geometry of these items, where each scene shows one of the `pairs` if `only`, and none of them otherwise.
+
+    A scene that does not fit is drawn again from the next stream of its own, so that an item depends on nothing but its
+    number; one that fits is what `random_scenes` would have drawn.
+    """
+    items = np.asarray(items, dtype=np.int64)
+    geometry = random_scenes(stream, items, scenes)
+    wrong = np.flatnonzero(holds(geometry, pairs) != only)
+    for attempt in itertools.count(1):
+        if not len(wrong):
+            return geometry
+        again = random_scenes(substream(stream, attempt), items[wrong], scenes)
+        for field, new in zip(geometry, again):
+            field[wrong] = new
+        wrong = wrong[holds(again, pairs) != only]
 
 
 def paint(geometry, size):
@@ -152,8 +200,8 @@ def attributes(geometry):
 
 
 def describe(scene):
-    """The caption: 'a small red circle left of a large blue square'."""
-    words = [f"a {thing.size} {thing.colour} {thing.shape}" for thing in scene.things]
+    """The caption: 'a small red circle left of a large blue square'; a size of None is left out."""
+    words = [" ".join(["a", *filter(None, thing)]) for thing in scene.things]
     return f" {scene.relation} ".join(words)
 
 
