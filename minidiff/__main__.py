@@ -1,0 +1,7 @@
+"""`python -m minidiff` is `minidiff`: for torchrun, which starts modules."""
+
+import sys
+
+from minidiff.cli import main
+
+sys.exit(main())

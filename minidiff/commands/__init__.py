@@ -1,0 +1,1 @@
+"""What `minidiff train`, `sample`, `evaluate` and `export` do; cli.py calls one of them."""

@@ -1,0 +1,117 @@
+"""From what the command line says to a data set, and to an encoder of captions."""
+
+import hashlib
+import inspect
+from importlib import import_module
+from pathlib import Path
+
+import torch
+
+from minidiff.datasets import DATASETS, list_datasets, load_dataset
+from minidiff.datasets.record import InMemory
+from minidiff.datasets.two_d import NAMES as POINTS
+from minidiff.errors import unknown_name
+from minidiff.layers import Text
+
+TEXT_SHAPE = (4, 8)  # words and their width, of `random_text`
+
+
+def load_data(name, *, size, split=None, flip=False, value_range=(-1.0, 1.0), download=False, **options):
+    """The data set of a name, a folder of pictures, or shards (a folder or pattern of .tar files).
+
+    size: the side of its pictures; flip: mirrored ones, too; value_range: what its values, in [-1, 1], are turned into.
+    Raises ValueError or FileNotFoundError for what is no data set, and whatever the data set itself raises.
+    """
+    name, options = _named(name, options)
+    if download and name != "noise" and "download" in inspect.signature(DATASETS[name]).parameters:
+        options["download"] = True
+    try:
+        dataset = noise(size, **options) if name == "noise" else load_dataset(name, size=size, split=split, **options)
+    except TypeError as error:  # an argument that the set has not
+        raise ValueError(str(error)) from error
+    except RuntimeError as error:  # no network
+        raise FileNotFoundError(str(error)) from error
+    return scaled(mirrored(dataset, name) if flip else dataset, value_range)
+
+
+def _named(name, options):
+    """(the name that load_dataset knows, its options): a path goes there as `path`."""
+    if name in POINTS:
+        raise ValueError(f"--data {name}: points in the plane are no pictures; take one of emoji, shapes, digits.")
+    if name == "noise" or name in list_datasets():
+        return name, options
+    path = Path(name).expanduser()
+    shards = ".tar" in name or "://" in name or (path.is_dir() and any(path.glob("*.tar")))
+    if path.is_dir() or shards:
+        return "shards" if shards else "folder", {"path": name, **options}
+    if "/" in name or path.exists():
+        raise FileNotFoundError(f"--data {name}: no such folder of pictures, and no pattern of .tar files.")
+    sets = [one for one in list_datasets() if one not in POINTS]
+    raise unknown_name("data set", name, [*sets, "FOLDER", "FOLDER/{000..009}.tar"])
+
+
+def mirrored(dataset, name):
+    """The same data set, in which every picture is as often mirrored as not."""
+    if hasattr(dataset, "flip"):  # those that read a picture when it is wanted draw lots
+        dataset.flip = True
+        return dataset
+    if not hasattr(dataset, "images"):
+        raise ValueError(f"--flip: the pictures of data set {name!r} cannot be mirrored; use --no-flip.")
+    pictures = torch.cat([dataset.pictures, dataset.pictures.flip(-1)])
+    return InMemory(pictures, dataset.labels.repeat(2), dataset.captions * 2, dataset.classes)
+
+
+def scaled(dataset, value_range):
+    """The same data set with values in another range than [-1, 1]."""
+    low, high = value_range
+    if (low, high) == (-1.0, 1.0):
+        return dataset
+    if not hasattr(dataset, "images"):
+        raise ValueError(
+            f"--value-range {low:g} {high:g}: only a data set in memory is turned into another range than [-1, 1]. For "
+            "a folder: --data-options in_memory=true (and --no-flip)."
+        )
+    pictures = (dataset.images() + 1) * ((high - low) / 2) + low
+    return InMemory(pictures, dataset.labels, dataset.captions, dataset.classes)
+
+
+def channels_of(dataset):
+    """How many channels its pictures have; None if nobody knows before the first is read."""
+    if getattr(dataset, "stream", None):
+        first = next(iter(dataset), None)
+        if first is None:
+            raise ValueError("the shards hold no sample that can be used; what was wrong with them is said above.")
+        return first.image.shape[0]
+    return dataset[0].image.shape[0]
+
+
+def load_encoder(name, device=None):
+    """The function from captions to Text: a name of minidiff.text.text_encoder, or MODULE:FUNCTION; None stays None."""
+    if name is None:
+        return None
+    module, colon, function = name.partition(":")
+    if not colon:
+        from minidiff.text_cache import CachedEncoder
+        from minidiff.text_encoders import text_encoder
+
+        return CachedEncoder(text_encoder(name, device=device))
+    found = getattr(import_module(module), function, None)
+    if found is None:
+        raise ValueError(f"--encoder {name}: module {module} has no {function!r}; it takes a list of captions and "
+                         "returns a minidiff.Text.")
+    return found
+
+
+def noise(size, *, channels=3, classes=3, num=16):
+    """`num` pictures of nothing, for a smoke test."""
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.rand(num, channels, size, size, generator=generator) * 2 - 1
+    names = [f"class {i}" for i in range(classes)]
+    return InMemory(pictures, torch.arange(num) % classes, [f"picture {i}" for i in range(num)], names)
+
+
+def random_text(captions):
+    """An encoder for smoke tests: each caption has its own random numbers, as a Text."""
+    seeds = [int.from_bytes(hashlib.sha256(caption.encode()).digest()[:7], "little") for caption in captions]
+    tokens = torch.stack([torch.randn(TEXT_SHAPE, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    return Text(tokens, None, tokens.mean(1))
