@@ -141,21 +141,22 @@ class Diffusion(nn.Module):
     # --- training ----------------------------------------------------------------------------------------------
 
     def loss(
-        self, x0, y=None, *, t=None, eps=None, weight="uniform", p_uncond=0.0, variational=None, generator=None,
-        **inputs,
+        self, x0, y=None, *, t=None, eps=None, weight="uniform", p_uncond=0.0, dropped=None, variational=None,
+        generator=None, **inputs,
     ):  # fmt: skip
         """The training loss of each image, (B,): the mean squared error of what the network predicts.
 
         x0 (B, C, H, W) in the value range; t (B,) and eps are drawn if not given. weight: "uniform", "min_snr", "p2"
-        or "edm" (losses.py). p_uncond: the share of conditions replaced by network.null(y). With a learned range the
-        variational term of the hybrid loss is added, times `variational` (default T / 1000; Nichol and Dhariwal
-        2021, eq. 16). Raises ValueError for images or labels that do not fit.
+        or "edm" (losses.py). p_uncond: the share of conditions replaced by network.null(y), drawn unless `dropped` (B,)
+        bool says which. With a learned range the variational term of the hybrid loss is added, times `variational`
+        (default T / 1000; Nichol and Dhariwal 2021, eq. 16). Raises ValueError for images or labels that do not fit.
         """
         self.check_batch(x0, y, values=not self._checked and not torch.compiler.is_compiling())
         t = self.sample_times(len(x0), generator, x0.device) if t is None else t
         eps = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype) if eps is None else eps
         if p_uncond:
-            dropped = torch.rand(len(x0), generator=generator, device=x0.device) < p_uncond
+            if dropped is None:
+                dropped = torch.rand(len(x0), generator=generator, device=x0.device) < p_uncond
             y = drop_condition(y, self.network.null(y), dropped)
         alpha, sigma = self.alpha_sigma(t, x0)
         prediction = self.denoise(alpha * x0 + sigma * eps, t, y, **inputs)

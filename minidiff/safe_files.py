@@ -1,5 +1,6 @@
 """Files that a crash cannot spoil: safetensors with a JSON description inside, and text, whole or not at all."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -12,10 +13,19 @@ ABOUT = "minidiff"  # the one metadata key: with several, their order in the fil
 
 
 def write_tensors(path, tensors, about):
-    """Write `tensors` {name: tensor} and `about` (anything JSON can say) to the safetensors file `path`, atomically."""
+    """Write `tensors` {name: tensor} and `about` (anything JSON can say) to the safetensors file `path`, atomically.
+
+    Raises OSError if the disk is full or the folder may not be written to; the old file is then as it was.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _without_sharing(tensors).items()}
     with _replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={ABOUT: json.dumps(about)})
+        try:
+            save_file(tensors, temporary, metadata={ABOUT: json.dumps(about)})
+        except SafetensorError as error:  # it says what the system said, in its own words
+            codes = [code for code in (errno.ENOSPC, errno.EDQUOT, errno.EACCES) if f"os error {code})" in str(error)]
+            if not codes:
+                raise
+            raise OSError(codes[0], os.strerror(codes[0]), str(path)) from error
 
 
 def write_text(path, text):
@@ -24,18 +34,37 @@ def write_text(path, text):
         Path(temporary).write_text(text, encoding="utf-8")
 
 
+def write_bytes(path, data):
+    """Write the bytes `data` to `path`, atomically."""
+    with _replacing(path) as temporary:
+        Path(temporary).write_bytes(data)
+
+
 def read_tensors(path, advice="Get or make the file again."):
     """({name: tensor}, about) of a safetensors file; `about` is None in files that others wrote.
 
     Raises FileNotFoundError if there is none, ValueError if it is truncated; both messages end with `advice`.
     """
+    return _read(path, advice, lambda file: ({name: file.get_tensor(name) for name in file.keys()}, _about(file)))
+
+
+def read_about(path, advice="Get or make the file again."):
+    """What was written as `about`, or None. A truncated file is noticed, though only its beginning is read."""
+    return _read(path, advice, _about)
+
+
+def _about(file):
+    about = (file.metadata() or {}).get(ABOUT)
+    return json.loads(about) if about else None
+
+
+def _read(path, advice, what):
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}. {advice}")
     try:
         with safe_open(path, framework="pt") as file:
-            about = (file.metadata() or {}).get(ABOUT)
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(about) if about else None
+            return what(file)
     except SafetensorError as error:
         raise ValueError(
             f"{path} ({path.stat().st_size:,} bytes) is truncated or no safetensors file ({error}). {advice}"

@@ -39,10 +39,11 @@ class NoiseAware(nn.Module):
             time = torch.full((1,), time, device=x_t.device)
         return time.float().view(-1)
 
-    def draw(self, x0, t, generator):
-        """(x_t, t): noisy images, at times drawn from the schedule where none are given."""
+    def draw(self, x0, t, generator=None, eps=None):
+        """(x_t, t): noisy images, at times drawn from the schedule and with noise drawn where none are given."""
         t = self.sample_times(len(x0), generator, x0.device) if t is None else t
-        eps = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+        if eps is None:
+            eps = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
         return self.forward_process(x0, t, eps), t
 
     def check_images(self, x0, values=True):
@@ -66,14 +67,15 @@ class Classifier(NoiseAware):
         self._check_labels(y, len(x_t))
         return self.logits(x_t, t).log_softmax(1).gather(1, y[:, None])[:, 0]
 
-    def loss(self, x0, y, *, t=None, generator=None, weight="uniform", p_uncond=0.0):
-        """The cross-entropy (B,) of classes y (B,) on noised images x0 (B, C, H, W); t (B,) is drawn if not given.
+    def loss(self, x0, y, *, t=None, eps=None, generator=None, weight="uniform", p_uncond=0.0):
+        """The cross-entropy (B,) of classes y (B,) on noised images x0 (B, C, H, W).
 
-        `weight` and `p_uncond` are those of Diffusion.loss, which training.train hands on: only "uniform" and 0 here.
+        t (B,) and eps are drawn if not given. `weight` and `p_uncond` are those of Diffusion.loss, which training.train
+        hands on: only "uniform" and 0 here.
         """
         _only_plain(weight, p_uncond)
         self.check_batch(x0, y, values=not self._checked)
-        x_t, t = self.draw(x0, t, generator)
+        x_t, t = self.draw(x0, t, generator, eps)
         return F.cross_entropy(self.logits(x_t, t), y, reduction="none")
 
     def check_batch(self, x0, y, values=True):
@@ -135,16 +137,18 @@ class TextScorer(NoiseAware):
             raise ValueError(f"there must be {len(x_t)} texts, one for each image, or one for all; got {len(g)}")
         return self.network.scale() * (self.image(x_t, t) * g).sum(1)
 
-    def loss(self, x0, y, *, t=None, generator=None, weight="uniform", p_uncond=0.0):
-        """The contrastive loss (B,) of noised images x0 (B, C, H, W) and their texts y; t (B,) is drawn if not given.
+    def loss(self, x0, y, *, t=None, eps=None, generator=None, weight="uniform", p_uncond=0.0):
+        """The contrastive loss (B,) of noised images x0 (B, C, H, W) and their texts y.
+
+        t (B,) and eps are drawn if not given.
 
         Half the cross-entropy of finding the text among those of the batch, half that of finding the image (Radford
-        et al. 2021, figure 3). Equal texts in a batch are no mistakes of each other.
-        `weight` and `p_uncond` are those of Diffusion.loss, which training.train hands on: only "uniform" and 0 here.
+        et al. 2021, figure 3). Equal texts in a batch are no mistakes of each other. `weight` and
+        `p_uncond` are those of Diffusion.loss, which training.train hands on: only "uniform" and 0 here.
         """
         _only_plain(weight, p_uncond)
         self.check_batch(x0, y, values=not self._checked)
-        x_t, t = self.draw(x0, t, generator)
+        x_t, t = self.draw(x0, t, generator, eps)
         tokens, own = self.tokens(y), torch.arange(len(x0), device=x0.device)
         logits = self.network.scale() * self.similarity(x_t, t, tokens)  # (B images, B texts)
         same = (tokens[:, None] == tokens).all(2).fill_diagonal_(False)

@@ -19,9 +19,10 @@ from minidiff import create_model, safe_files, save_pretrained, schedules
 from minidiff.datasets.record import InMemory
 from minidiff.diffusion import Diffusion
 from minidiff.safe_files import read_tensors
-from minidiff.training import train
+from minidiff.training import checkpoints, read_log, train
 
-STEPS, SAVE_EVERY = 60, 4
+STEPS, SAVE_EVERY = 300, 10
+NEWEST = f"checkpoint-{STEPS:08d}.safetensors"
 
 
 def run(folder, steps=STEPS, **options):
@@ -40,6 +41,14 @@ def run(folder, steps=STEPS, **options):
 
 def say(step, history):
     print(step, flush=True)
+
+
+def assert_whole(folder):
+    """Nothing half-written is left: no temporary file, each checkpoint readable, the log with every row once."""
+    assert not list(Path(folder).rglob("*.tmp"))
+    steps = [read_tensors(path)[1]["step"] for path in checkpoints(folder)]
+    assert steps == [STEPS, STEPS - SAVE_EVERY]
+    assert read_log(folder)["step"] == [1, 2, 4, 8, 16, 32, *range(50, STEPS + 1, 50)]
 
 
 def start(folder, *more):
@@ -70,10 +79,13 @@ def assert_same(folder, unbroken):
     """The averaged weights byte for byte; weights, averages, moments and losses of the checkpoint tensor by tensor."""
     one, other = (Path(f) / "weights" / "model.safetensors" for f in (folder, unbroken))
     assert one.read_bytes() == other.read_bytes()
-    (ours, about), (theirs, expected) = (read_tensors(Path(f) / "checkpoint.safetensors") for f in (folder, unbroken))
+    (ours, about), (theirs, expected) = (read_tensors(Path(f) / NEWEST) for f in (folder, unbroken))
     assert about["step"] == expected["step"] == STEPS and list(ours) == list(theirs)
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
     assert sum(name.startswith("optimizer/") for name in ours) > 100
+    logs = [read_log(f) for f in (folder, unbroken)]
+    assert [log["loss"] for log in logs[:1]] == [log["loss"] for log in logs[1:]]
+    assert_whole(folder)
 
 
 @pytest.fixture(scope="module")
@@ -91,11 +103,10 @@ def test_three_kills(tmp_path, unbroken):
         process = start(tmp_path, death)
         process.stdout.read()
         assert process.wait() == -signal.SIGKILL
-        assert (tmp_path / "checkpoint.safetensors.tmp").exists()
+        assert list(tmp_path.glob("checkpoint-*.safetensors.tmp"))
     resumed = finish(tmp_path)
     assert resumed[0] % SAVE_EVERY == 1 and SAVE_EVERY < resumed[0] and resumed[-1] == STEPS
     assert_same(tmp_path, unbroken)
-    assert not (tmp_path / "checkpoint.safetensors.tmp").exists()
 
 
 @pytest.mark.slow
@@ -121,7 +132,7 @@ def test_other_arguments_are_refused(tmp_path):
     ]:
         with pytest.raises(ValueError, match=words) as error:
             run(tmp_path, **dict(steps=4) | options)
-        assert "checkpoint.safetensors" in str(error.value) and "resume=False" in str(error.value)
+        assert "checkpoint-00000004.safetensors" in str(error.value) and "resume=False" in str(error.value)
     assert run(tmp_path, steps=4, lr=5e-4, resume=False).step == 4
 
 
@@ -143,7 +154,7 @@ def test_a_run_at_constant_rate_can_be_prolonged(tmp_path):
 
 def test_a_truncated_checkpoint_names_the_file_and_the_way_out(tmp_path):
     run(tmp_path, steps=4)
-    path = tmp_path / "checkpoint.safetensors"
+    path = tmp_path / "checkpoint-00000004.safetensors"
     whole = path.read_bytes()
     for size in (0, 5, 1000, len(whole) - 1):
         path.write_bytes(whole[:size])
@@ -164,7 +175,8 @@ def half_written(tensors, path, metadata):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if "rename" in sys.argv:
-        safe_files.os.replace = die
+        replace = os.replace
+        safe_files.os.replace = lambda file, to: die() if "checkpoint" in str(file) else replace(file, to)
     if "half" in sys.argv:
         safe_files.save_file = half_written
     run(sys.argv[1])

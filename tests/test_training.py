@@ -15,6 +15,10 @@ from minidiff.checkpoints import from_pretrained, read_card
 from minidiff.diffusion import Diffusion
 from minidiff.training import EMA, learning_rate, train
 from minidiff.training.data import batches, shuffled, stream_seed
+from minidiff.training.world import World
+
+
+ONE = World(torch.device("cpu"))
 
 
 class Net(nn.Module):
@@ -135,19 +139,19 @@ def test_every_epoch_sees_every_picture_once():
 
 @pytest.mark.parametrize("dataset", [Pictures(), Records(), Stream()], ids=["memory", "records", "stream"])
 def test_batches_from_the_middle_are_those_of_the_whole(dataset):
-    whole = batches(dataset, 8, 0, 0, "cpu", Net(10))
+    whole = batches(dataset, 8, 0, 0, ONE, Net(10))
     pairs = [next(whole) for _ in range(9)]
-    part = batches(dataset, 8, 0, 7, "cpu", Net(10))
-    for images, labels in pairs[7:]:
-        some, theirs = next(part)
+    part = batches(dataset, 8, 0, 7, ONE, Net(10))
+    for images, labels, _ in pairs[7:]:
+        some, theirs, _ = next(part)
         assert torch.equal(images, some) and torch.equal(labels, theirs)
         assert torch.equal(images[:, 0, 0, 0], Pictures().brightness[labels])  # each picture with its own label
 
 
 def test_memory_and_loader_give_the_same_order():
-    memory, loader = (next(batches(data, 8, 0, 0, "cpu", Net(10)))[1] for data in (Pictures(), Records()))
+    memory, loader = (next(batches(data, 8, 0, 0, ONE, Net(10)))[1] for data in (Pictures(), Records()))
     assert torch.equal(memory, loader)
-    assert next(batches(Pictures(), 8, 0, 0, "cpu", Net(0)))[1] is None
+    assert next(batches(Pictures(), 8, 0, 0, ONE, Net(0)))[1] is None
 
 
 def test_labels_reach_the_network_and_are_dropped():
@@ -224,8 +228,10 @@ def test_nothing_is_read_from_the_device_between_reports():
 
     counts = []
     with Count():
-        short(model(), steps=20, on_step=lambda step, history: counts.append(len(read)))
-    assert counts[1:] == counts[:1] * 19
+        short(model(), steps=90, log_every=30, on_step=lambda step, history: counts.append(len(read)))
+    reading = [step for step, (before, after) in enumerate(zip(counts, counts[1:]), start=1) if after != before]
+    assert reading == [1, 2, 4, 8, 16, 30, 60]  # one question after each: did anything break?
+    assert counts[-1] == counts[0] + len(reading)
 
 
 def test_on_step_stop_after_and_compile():
@@ -248,7 +254,14 @@ def test_on_step_stop_after_and_compile():
     (dict(decay="step"), "decay='step'.*cosine"),
     (dict(p_uncond=2), "p_uncond=2"),
     (dict(ema=1.0), "ema=1.0.*0.999"),
-    (dict(amp="bf16"), "amp='bf16' on cpu.*CUDA"),
+    (dict(batch_size=8, accumulate=3), "batch_size=8 cannot be divided.*accumulate=3.*multiple of 3"),
+    (dict(accumulate=0), "accumulate=0"),
+    (dict(parallel="dp"), "parallel='dp'.*'ddp'.*'fsdp'"),
+    (dict(processes=2), "processes=2, but 1 is running.*torchrun --nproc-per-node 2"),
+    (dict(checkpoint_activations=True), "Net has no attribute `checkpoint`"),
+    (dict(track=["mlflow"], folder="x"), "mlflow"),
+    (dict(track=["wandb"]), "needs a folder"),
+    (dict(ema_halflife=-1), "ema_halflife=-1"),
     (dict(amp="int8"), "amp='int8'"),
 ])
 def test_bad_arguments(options, words):

@@ -1,84 +1,171 @@
-"""Checkpoints of a run in progress: one safetensors file that a kill cannot spoil, and exact resumption from it."""
+"""Checkpoints of a run in progress: safetensors files that a kill cannot spoil, and exact resumption from the newest.
 
+One file holds everything, written under another name and then renamed, so it is there as a whole or not at all. The
+tensors in it are whole, however many processes shared them, so a run may go on with another number of processes. (One
+file, and not torch's directory of shards: it is one rename, anyone can read it, and a model of 590 M weights with its
+average and moments is 9 GB.) There are no random states in it: a run's random numbers are functions of (seed, step).
+"""
+
+import errno
 import json
 import os
 from pathlib import Path
 
 import torch
 
-from minidiff.safe_files import read_tensors, write_tensors
+from minidiff.safe_files import read_about, read_tensors, write_tensors
+from minidiff.training.world import full, local, part_of
 
-FILE = "checkpoint.safetensors"
+MODEL = ("network", "schedule", "prediction", "time", "learned_range", "shape", "value_range", "latents", "weights")
 
 
-def save_checkpoint(folder, arguments, model, ema, optimizer, scaler, history):
-    """Write everything the run needs to go on to FOLDER/checkpoint.safetensors, atomically.
+def checkpoints(folder):
+    """The checkpoint files in `folder`, the newest first."""
+    return sorted(Path(folder).glob("checkpoint-*.safetensors"), reverse=True)
 
-    Weights, averages and moments are tensors; step, seconds and the run's arguments stand in the same file's metadata,
-    so that no two files can disagree.
+
+def save_checkpoint(folder, keep, world, arguments, model, ema, optimizer, scaler, history, **about):
+    """Write all that the run needs to go on to FOLDER/checkpoint-STEP.safetensors; keep the newest `keep` files.
+
+    Weights, averages and moments are tensors; step, seconds, the run's arguments and `about` stand in the same file's
+    metadata, so that no two files can disagree. All processes have to call it; the first one writes. On a full disk
+    all but the newest checkpoint make room for it; where that is not enough it raises OSError.
     """
-    tensors = {
-        **_named("model", model.state_dict()),
-        **(_named("ema", ema.model.state_dict()) if ema else {}),
-        **_moments(model, optimizer),
-        **_named("history", {"losses": history.losses, "time_sum": history.time_sum, "time_count": history.time_count}),
-    }
-    about = {"step": history.step, "seconds": history.seconds, "arguments": arguments, "scaler": scaler.state_dict(),
-             "machine": _machine(history.losses.device)}
-    write_tensors(Path(folder) / FILE, tensors, about)
-
-
-def load_checkpoint(folder, arguments, model, ema, optimizer, scaler, history):
-    """Put the run back where the checkpoint in `folder` left it; without a checkpoint, do nothing.
-
-    Raises ValueError if the file is truncated, or if the run now has other arguments: the message lists them.
-    """
-    path = Path(folder) / FILE
-    if not path.exists():
-        return
-    tensors, about = read_tensors(path, f"Delete it to start this run again: rm '{path}'.")
-    _compare(path, about["arguments"], arguments)
-    model.load_state_dict(_part(tensors, "model"))
+    tensors = {**_named("model", _whole(model.state_dict())), **_moments(model, optimizer)}
     if ema:
-        ema.model.load_state_dict(_part(tensors, "ema"))
-    for name, weight in model.named_parameters():
+        tensors |= _named("ema", _whole(ema.model.state_dict()))
+    tensors |= _named("history", {"losses": history.losses[:history.step], "time_sum": history.time_sum,
+                                  "time_count": history.time_count})
+    about |= {"step": history.step, "seconds": history.seconds, "arguments": arguments, "scaler": scaler.state_dict(),
+              "processes": world.size, "machine": _machine(world.device)}
+    if world.rank:
+        return
+    path = Path(folder) / f"checkpoint-{history.step:08d}.safetensors"
+    for older in [*checkpoints(folder)[1:][::-1], None]:  # the oldest first; the newest one stays whatever happens
+        try:
+            write_tensors(path, tensors, about)
+            break
+        except OSError as error:
+            if error.errno != errno.ENOSPC or older is None:
+                raise
+            older.unlink()
+    for other in checkpoints(folder):  # those of later steps are of a run that was started anew in this folder
+        if other.name > path.name:
+            other.unlink()
+    for older in checkpoints(folder)[keep:]:
+        older.unlink()
+
+
+def sweep(folder):
+    """Remove what killed writers left behind."""
+    for pattern in ("checkpoint-*.safetensors.tmp", "*.csv.tmp", "samples/step-*.png.tmp"):
+        for half in Path(folder).glob(pattern):
+            half.unlink(missing_ok=True)
+
+
+def newest_whole(folder):
+    """(path, about) of the newest checkpoint that is whole, or None; says which files it passed over.
+
+    Raises ValueError if there are checkpoints and none is whole.
+    """
+    broken = []
+    for path in checkpoints(folder):
+        try:
+            about = read_about(path)
+        except ValueError:
+            broken.append(path)
+            continue
+        if broken:
+            print(f"passed over {', '.join(file.name for file in broken)}: truncated")
+        return path, about
+    if broken:
+        raise ValueError(f"{broken[0]} is truncated, and {folder} has no other whole checkpoint. Delete it to start "
+                         f"this run again: rm '{broken[0]}'.")
+    return None
+
+
+def load_checkpoint(folder, arguments, model, ema, optimizer, scaler, history, changed=False):
+    """Put the run back where the newest whole checkpoint in `folder` left it; returns its `about`, or None without one.
+
+    Raises ValueError if no checkpoint is whole, or if the run now has other arguments: the message lists them. With
+    `changed`, arguments of the training may differ (a lower lr after a run broke), those of the model may not.
+    """
+    found = newest_whole(folder)
+    if not found:
+        return None
+    path, about = found
+    _compare(path, about["arguments"], arguments, changed)
+    tensors, _ = read_tensors(path)
+    _load(model, _part(tensors, "model"))
+    if ema:
+        _load(ema.model, _part(tensors, "ema") or _part(tensors, "model"))
+    for (name, weight), mine in zip(trained(model), optimizer.param_groups[0]["params"], strict=True):
         state = _part(tensors, f"optimizer/{name}")
         if state:  # the moments get the strides of their weight, the count of steps its device
-            like = {key: torch.empty_like(weight if value.shape == weight.shape else value, device=weight.device)
-                    for key, value in state.items()}
-            optimizer.state[weight] = {key: like[key].copy_(value).detach() for key, value in state.items()}
+            parts = {key: part_of(value, weight) for key, value in state.items()}
+            like = {key: torch.empty_like(mine if value.shape == mine.shape else value, device=mine.device)
+                    for key, value in parts.items()}
+            optimizer.state[mine] = {key: like[key].copy_(value).detach() for key, value in parts.items()}
     if about["scaler"]:
         scaler.load_state_dict(about["scaler"])
     history.step, history.seconds = min(about["step"], history.steps), about["seconds"]
     history.losses[:history.step].copy_(tensors["history/losses"][:history.step])
     history.time_sum.copy_(tensors["history/time_sum"])
     history.time_count.copy_(tensors["history/time_count"])
+    return about | {"path": path}
 
 
 def read_averaged(folder):
-    """({name: tensor} of the averaged weights, about) of the checkpoint in `folder`: for export in mid-run."""
-    tensors, about = read_tensors(Path(folder) / FILE, "Train first.")
+    """({name: tensor} of the averaged weights, about) of the newest whole checkpoint in `folder`: for export."""
+    found = newest_whole(folder)
+    if not found:
+        raise FileNotFoundError(f"there is no checkpoint in {folder}. Train first, or give the folder of a run.")
+    tensors, about = read_tensors(found[0])
     return _part(tensors, "ema") or _part(tensors, "model"), {**about, "losses": tensors["history/losses"]}
 
 
-def _compare(path, theirs, ours):
+def trained(model):
+    """The (name, weight) pairs that the optimiser changes, in its order."""
+    return [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+
+
+def _compare(path, theirs, ours, changed):
     ours, missing = json.loads(json.dumps(ours)), object()
     names = [name for name in {**theirs, **ours} if theirs.get(name, missing) != ours.get(name, missing)]
+    if changed:
+        names = [name for name in names if name in MODEL]
     if names:
         listed = "; ".join(f"{n}: {theirs.get(n, 'absent')!r} there, {ours.get(n, 'absent')!r} now" for n in names)
+        way = "resume='changed' to go on with what changed" if not changed and not set(names) & set(MODEL) else (
+            "a model of the same kind")
         raise ValueError(
-            f"the checkpoint {path} belongs to another run. {listed}. Give the same arguments, another folder, "
+            f"the checkpoint {path} belongs to another run. {listed}. Give the same arguments, another folder, {way}, "
             "or resume=False to start again in this one."
         )
 
 
+def _whole(tensors):
+    """The same tensors put together from all processes, on the CPU if there are several."""
+    return {name: full(tensor).cpu() if hasattr(tensor, "full_tensor") else tensor for name, tensor in tensors.items()}
+
+
+def _load(model, tensors):
+    """Copy whole tensors into a model whose own may be sharded."""
+    own = model.state_dict()
+    if own.keys() != tensors.keys():
+        raise ValueError(f"the checkpoint has {len(tensors)} weights and this model {len(own)} of other names.")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            local(tensor).copy_(part_of(tensors[name], tensor))
+
+
 def _moments(model, optimizer):
-    names = {weight: name for name, weight in model.named_parameters()}
-    return {
-        f"optimizer/{names[weight]}/{key}": torch.as_tensor(value)
-        for weight, state in optimizer.state.items()
-        for key, value in state.items()
-    }
+    moments = {}
+    for (name, weight), mine in zip(trained(model), optimizer.param_groups[0]["params"], strict=True):
+        for key, value in optimizer.state.get(mine, {}).items():
+            whole = full(torch.as_tensor(value), like=weight)
+            moments[f"optimizer/{name}/{key}"] = whole.cpu() if hasattr(weight, "to_local") else whole
+    return moments
 
 
 def _machine(device):

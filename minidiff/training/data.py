@@ -1,10 +1,19 @@
-"""Batches as a pure function of (seed, step): a resumed run sees the pictures an unbroken one would have seen."""
+"""Batches as a pure function of (seed, step): a resumed run sees the pictures an unbroken one would have seen.
+
+Where several processes train, each takes its part of the same whole batch, whatever their number.
+"""
 
 import hashlib
 import itertools
+import random
 from functools import lru_cache
 
 import torch
+
+from minidiff.datasets.record import to_float
+from minidiff.layers import Text
+
+TABLE = 2**28  # numbers: the encoded captions of a data set in memory are kept on the device up to this many
 
 
 def stream_seed(*parts):
@@ -35,38 +44,164 @@ def shuffled(count, batch_size, seed, device="cpu"):
     return indices
 
 
-def batches(dataset, batch_size, seed, start, device, network, workers=0):
-    """Iterator over (images (B, C, H, W) float32, labels (B,) int64) on `device` from step `start` on, for ever.
+def batches(dataset, batch_size, seed, start, world, network, *, workers=0, encode=None, position=None):
+    """Iterator over this process's (images (b, C, H, W) float32, y, position) on its device from step `start` on.
 
-    A `network` without classes gets None for labels.
-
-    A finite data set in memory (`dataset.images()`) is put on the device once, and batches are gathered there. One that
-    has a length and gives its records by number goes through a DataLoader in the same shuffled order. A stream goes
-    through a DataLoader as it comes; on resumption what was already seen is skipped, which needs a repeatable stream.
+    y is None, labels (b,), or what `encode(captions)` gives for a network that takes text: a Text. `batch_size` is that
+    of all processes. The data set is one of four kinds:
+    - in memory (`dataset.images()`): put on the device once, with its encoded captions; batches are gathered there
+    - with a length, giving its records by number: read by a DataLoader with `workers` in the same shuffled order;
+      torch's and Python's random numbers in it are seeded for each item
+    - with `stream(batch_size, seed, position, rank, world, workers)` (datasets/shards.py): it goes on at `position`,
+      which is what came with the last batch, merged over all processes
+    - a torch IterableDataset: read by a DataLoader as it comes, by every process in whole; on resumption what was
+      already seen is skipped, which needs a repeatable stream
     """
-    labelled = bool(getattr(network, "num_classes", 0))
+    condition = _Condition(network, encode, world.device)
     if hasattr(dataset, "images"):
-        yield from _gathered(dataset, batch_size, seed, start, device, labelled)
+        yield from _gathered(dataset, batch_size, seed, start, world, condition)
         return
-    options = dict(num_workers=workers, collate_fn=_collate, pin_memory=torch.device(device).type == "cuda")
+    if callable(getattr(dataset, "stream", None)):
+        stream = dataset.stream(batch_size, seed, position=position, rank=world.rank, world=world.size, workers=workers)
+    else:
+        stream = ((batch, None) for batch in _loaded(dataset, batch_size, seed, start, world, workers))
+    for (images, labels, captions), position in stream:
+        images = to_device(images, world.device)
+        images = to_float(images) if images.dtype == torch.uint8 else images
+        yield images, condition(labels, captions), position
+
+
+class _Condition:
+    """(labels, captions) -> what this network is conditioned on, on the device."""
+
+    def __init__(self, network, encode, device):
+        self.device, self.kind = device, None
+        if getattr(network, "num_classes", 0):
+            self.kind = "labels"
+        elif getattr(network, "text_dim", 0):
+            self.kind, self.length = "text", getattr(network, "num_text_tokens", None)
+        self.encode = encode
+
+    def __call__(self, labels, captions):
+        if self.kind == "labels":
+            return to_device(labels, self.device)
+        if self.kind == "text":
+            return self.text(captions)
+        return None
+
+    def text(self, captions):
+        """Captions, strings or encoded already, as one Text."""
+        if isinstance(captions[0], Text):
+            text = collate_texts(captions)
+        elif self.encode is None:
+            raise ValueError("this network takes text and the data set gives words: pass encode=..., a function from a "
+                             "list of captions to a minidiff.Text, for example minidiff.text.text_encoder('words').")
+        else:
+            text = self.encode(list(captions))
+        text = Text(*(None if part is None else to_device(part, self.device) for part in text))
+        return text if self.length is None else padded(text, self.length)
+
+
+def collate_texts(texts):
+    """Texts without a batch axis, of any lengths, as one Text, padded to a multiple of 16 tokens."""
+    longest = -(-max(len(text.tokens) for text in texts) // 16) * 16
+    tokens = torch.zeros(len(texts), max(longest, 1), texts[0].tokens.shape[-1])
+    mask = torch.zeros(tokens.shape[:2], dtype=torch.bool)
+    for row, text in enumerate(texts):
+        tokens[row, :len(text.tokens)] = text.tokens
+        mask[row, :len(text.tokens)] = True if text.mask is None else text.mask
+    pooled = None if texts[0].pooled is None else torch.stack([text.pooled.float() for text in texts])
+    return Text(tokens, mask, pooled)
+
+
+def padded(text, length):
+    """The text with `length` places, for networks with positions for so many; longer ones lose their end."""
+    tokens, missing = text.tokens[:, :length], max(length - text.tokens.shape[1], 0)
+    mask = tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if text.mask is None else text.mask[:, :length]
+    pad = torch.nn.functional.pad
+    return Text(pad(tokens, (0, 0, 0, missing)), pad(mask, (0, missing)), text.pooled)
+
+
+def to_device(tensor, device):
+    """On the device; from the host through page-locked memory, so that nobody waits for the copy."""
+    if torch.device(device).type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def _gathered(dataset, batch_size, seed, start, world, condition):
+    images = torch.as_tensor(dataset.images(), dtype=torch.float32).to(world.device)
+    conditions = _table(dataset, condition)
+    indices = shuffled(len(images), batch_size, seed, world.device)
+    for step in itertools.count(start):
+        chosen = world.mine(indices(step))
+        yield images[chosen], conditions(chosen), None
+
+
+def _table(dataset, condition):
+    """Function indices -> y of a data set in memory: labels, or the captions encoded once, each different one once."""
+    if condition.kind == "labels":
+        labels = torch.as_tensor(dataset.labels).to(condition.device)
+        return lambda chosen: labels[chosen]
+    if condition.kind is None:
+        return lambda chosen: None
+    captions = list(dataset.captions)
+    different = list(dict.fromkeys(captions))
+    first = condition.text(different[:1])
+    if first.tokens.numel() * len(different) > TABLE:
+        return lambda chosen: condition.text([captions[index] for index in chosen.tolist()])
+    parts = [condition.text(different[at:at + 256]) for at in range(0, len(different), 256)]
+    longest = max(part.tokens.shape[1] for part in parts)
+    parts = [padded(part, longest) for part in parts]
+    text = Text(*(None if column[0] is None else torch.cat(column) for column in zip(*parts)))
+    number = {caption: place for place, caption in enumerate(different)}
+    rows = torch.tensor([number[caption] for caption in captions], device=condition.device)
+    return lambda chosen: text[rows[chosen]]
+
+
+def _loaded(dataset, batch_size, seed, start, world, workers):
+    options = dict(num_workers=workers, collate_fn=_collate, pin_memory=world.device.type == "cuda")
     if isinstance(dataset, torch.utils.data.IterableDataset):
         loader = torch.utils.data.DataLoader(dataset, batch_size=batch_size, drop_last=True, **options)
-        stream = itertools.islice(_repeat(loader), start, None)
-    else:
-        order = shuffled(len(dataset), batch_size, seed)
-        sampler = (order(step).tolist() for step in itertools.count(start))
-        stream = torch.utils.data.DataLoader(dataset, batch_sampler=sampler, **options)
-    for images, labels in stream:
-        yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True) if labelled else None
+        for whole in itertools.islice(_repeat(loader), start, None):
+            yield tuple(world.mine(part) for part in whole)
+        return
+    order = shuffled(len(dataset), batch_size, seed)
+    sampler = (_numbered(world.mine(order(step)), step, world) for step in itertools.count(start))
+    yield from torch.utils.data.DataLoader(_Seeded(dataset, seed), batch_sampler=sampler, **options)
 
 
-def _gathered(dataset, batch_size, seed, start, device, labelled):
-    images = torch.as_tensor(dataset.images(), dtype=torch.float32).to(device)
-    labels = torch.as_tensor(dataset.labels).to(device) if labelled else None
-    indices = shuffled(len(images), batch_size, seed, device)
-    for step in itertools.count(start):
-        chosen = indices(step)
-        yield images[chosen], labels[chosen] if labelled else None
+def _numbered(indices, step, world):
+    """Pairs (index, number of the item since the beginning of the run)."""
+    first = (step * world.size + world.rank) * len(indices)
+    return [(index, first + place) for place, index in enumerate(indices.tolist())]
+
+
+class _Seeded(torch.utils.data.Dataset):
+    """Records of a data set, with the random numbers of each item seeded by its number in the run: flips are repeated.
+
+    What the data set draws depends neither on the worker that reads it nor on what was read before.
+    """
+
+    def __init__(self, dataset, seed):
+        self.dataset, self.seed = dataset, seed
+
+    def __getitems__(self, pairs):
+        if hasattr(self.dataset, "__getitems__"):  # a set that makes a batch at once draws once for all of it
+            self._seed(pairs[0][1])
+            return self.dataset.__getitems__([index for index, _ in pairs])
+        return [self[pair] for pair in pairs]
+
+    def __getitem__(self, pair):
+        index, number = pair
+        self._seed(number)
+        return self.dataset[index]
+
+    def _seed(self, number):
+        seed = stream_seed(self.seed, "item", number)
+        torch.manual_seed(seed)
+        if torch.utils.data.get_worker_info() is not None:  # in the main process Python's are the caller's
+            random.seed(seed)
 
 
 def _repeat(loader):
@@ -80,4 +215,5 @@ def _repeat(loader):
 
 def _collate(records):
     images = torch.stack([torch.as_tensor(record[0], dtype=torch.float32) for record in records])
-    return images, torch.as_tensor([int(record[1]) for record in records])
+    captions = [record[2] if len(record) > 2 else "" for record in records]
+    return images, torch.as_tensor([int(record[1]) for record in records]), captions

@@ -1,6 +1,5 @@
 """What a training run leaves behind: its losses, over steps and over times, its speed, and the averaged model."""
 
-import math
 import time
 
 import torch
@@ -15,8 +14,10 @@ class History:
     loss_by_time()     mean loss in 20 equal bins of t
     step               steps done, also those of earlier, resumed parts
     seconds            time spent, also in earlier parts
-    images_per_second  of this part
+    images_per_second  of this part, of all processes together
     ema                the Diffusion with averaged weights, or None
+
+    While several processes train, each records its part of the batch; `reduce` makes the record that of the whole.
     """
 
     def __init__(self, steps, batch_size, device, average=None):
@@ -26,10 +27,13 @@ class History:
         self.step, self.seconds, self.images_per_second = 0, 0.0, 0.0
         self.steps, self.batch_size = steps, batch_size
         self.ema = average.model if average else None
+        self._recent = torch.zeros(2, BINS, device=device)  # sums and counts since the last reduction
+        self._reduced = 0
 
     def start(self):
         """Begin to measure time, here or where a checkpoint left off; returns the number of the next step."""
         self._before, self._begin = (self.step, self.seconds), time.monotonic()
+        self._reduced = self.step
         return self.step
 
     def elapsed(self):
@@ -42,23 +46,37 @@ class History:
     @torch.no_grad()
     def record(self, losses, t):
         """Keep the losses (B,) of a step at times t (B,). Nothing is read back from the device."""
-        losses = losses.detach().float()
         self.losses[self.step] = losses.mean()
         place = (t * BINS).ceil().long().clamp_(1, BINS) - 1
-        self.time_sum.index_add_(0, place, losses)
-        self.time_count.index_add_(0, place, torch.ones_like(losses))
+        self._recent[0].index_add_(0, place, losses)
+        self._recent[1].index_add_(0, place, torch.ones_like(losses))
         self.step += 1
         self.elapsed()
 
+    def reduce(self, world):
+        """Make the record that of all processes; returns the mean loss since the last reduction and that by time (20,).
+
+        Both stay on the device. All processes have to call it.
+        """
+        new = slice(self._reduced, self.step)
+        world.mean(self.losses[new])
+        recent = world.sum(self._recent)
+        self.time_sum += recent[0]
+        self.time_count += recent[1]
+        by_time = recent[0] / recent[1]
+        self._recent.zero_()
+        self._reduced = self.step
+        return self.losses[new].mean(), by_time
+
     def mean_loss(self, last):
-        """The mean of the last `last` losses as a float; waits for the device. FloatingPointError if not finite."""
-        loss = self.losses[max(self.step - last, 0):self.step].mean().item()
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss became {loss} in the {last} steps before step {self.step}. Use a lower lr, more warmup, or "
-                "clip=1.0; with amp='fp16', try 'bf16'."
-            )
-        return loss
+        """The mean of the last `last` losses as a float; waits for the device."""
+        return self.losses[max(self.step - last, 0):self.step].mean().item()
+
+    def back_to(self, step, world):
+        """Forget the steps after `step`. (The loss by time leaves out all those since the last reduction.)"""
+        world.mean(self.losses[self._reduced:step])
+        self.step = step
+        self._recent.zero_()
 
     def loss_by_time(self):
         """(centres (20,), mean loss (20,)) over bins of t, on the CPU; NaN in bins that no time fell into."""

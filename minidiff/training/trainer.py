@@ -1,0 +1,393 @@
+"""The training loop, from one laptop core to many GPUs.
+
+Everything random (order of pictures, times, noise, dropped labels, dropout) comes from streams seeded by (seed, step),
+so a run needs no random state to be saved, and one that was killed goes on as if nothing had happened. The streams are
+those of the whole batch, of which each process takes its part: so two processes train what one would have trained.
+Nothing in the loop waits for the device except where it reports: the progress bar a few times a minute, a row of the
+log every `log_every` steps, and checkpoints.
+"""
+
+import contextlib
+import copy
+import os
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from minidiff.checkpoints import describe
+from minidiff.images import save_grid
+from minidiff.training.checkpoint import load_checkpoint, save_checkpoint, sweep, trained
+from minidiff.training.data import batches, stream_seed
+from minidiff.training.ema import EMA
+from minidiff.training.guard import Guard
+from minidiff.training.history import History
+from minidiff.training.logs import Log
+from minidiff.training.optimisation import DECAYS, Optimisation, learning_rate
+from minidiff.training.progress import Progress
+from minidiff.training.world import World, full
+
+AMP = {None: torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def train(diffusion, dataset, **options):
+    """Train `diffusion` on `dataset`: Trainer(diffusion, dataset, **options).run(). Returns a History."""
+    return Trainer(diffusion, dataset, **options).run()
+
+
+class Trainer:
+    """Trains `diffusion` on `dataset` for `steps` steps of AdamW: `history = Trainer(...).run()`.
+
+    The same script trains in one process or, started by `torchrun --nproc-per-node N`, in N.
+
+    dataset      finite in memory (`.images()` (N, C, H, W), `.labels` (N,), `.captions`): moved to the device once; or
+                 records (image, label, caption) by number, read by a DataLoader with `workers` processes; or a stream
+                 (datasets/shards.py). training/data.py says more
+    batch_size   of a step, over all processes; `accumulate` divides a process's part into so many passes, which need
+                 less memory and give the same gradient
+    encode       function list of captions -> Text, for networks that take text
+    lr, warmup   rises linearly for `warmup` steps to `lr`; then decay="cosine" or "linear" falls to `final_lr` at
+                 `steps`, decay=None stays; or decay is a function optimizer -> scheduler of torch.optim.lr_scheduler
+    ema          decay of the averaged weights, None for none; with `ema_warmup` d = min(ema, (1 + step) / (10 + step));
+                 or ema_halflife, in images, as in EDM
+    clip         largest norm of the gradient, None for no limit
+    weight       of the loss over times, as in `Diffusion.loss`; `p_uncond` is the fraction of conditions dropped there
+    times        how times are drawn: None as the schedule does, or "logit_normal" (Diffusion.sample_times)
+    folder       where checkpoints are kept, the newest `keep` of them, every `save_every` steps and at the end, and
+                 log.csv. With `resume` a run goes on from the newest whole one, on a CPU bit for bit as if never
+                 interrupted, also in another number of processes; other arguments raise ValueError, unless
+                 resume="changed" and only those of the training differ
+    stop_after   stop after so many seconds of this call, with a checkpoint; the learning rate still aims at `steps`
+    amp          "bf16" or "fp16": mixed precision; compile: torch.compile the network; checkpoint_activations: compute
+                 blocks anew in the backward pass instead of keeping what they computed
+    parallel     how several processes work together: "ddp" or "fsdp" (training/world.py); processes: how many there
+                 must be, None for any
+    log_every    steps between rows of log.csv, where the run also looks for NaN; track: "tensorboard", "wandb"
+    sample_every, sampling    steps between sheets of samples of the averaged model in FOLDER/samples; the arguments of
+                 `minidiff.sample`, or prompts=[...]
+    evaluate_every, evaluate  steps between calls of evaluate(averaged Diffusion) -> {name: float}, logged in
+                 evaluations.csv; training.distance_to makes such a function
+    on_step      called as on_step(step, history) after each step; step counts those done
+    device       default: where the network is; with several processes each has its own
+
+    The model is trained in place and left in eval mode; with "fsdp" it stays divided, and history.ema is whole.
+    Raises FloatingPointError when loss or gradients are not finite, after writing the last good state.
+    """
+
+    def __init__(
+        self, diffusion, dataset, *, steps, batch_size=64, lr=1e-3, warmup=100, decay="cosine", final_lr=0.0,
+        betas=(0.9, 0.999), weight_decay=0.0, clip=1.0, ema=0.999, ema_warmup=True, ema_halflife=None,
+        weight="uniform", times=None, p_uncond=0.0, seed=0, folder=None, save_every=1000, keep=2, resume=True,
+        stop_after=None, amp=None, compile=False, checkpoint_activations=False, accumulate=1, parallel="ddp",
+        processes=None, workers=0, encode=None, log_every=50, track=(), sample_every=None, sampling=None,
+        evaluate_every=None, evaluate=None, progress=True, on_step=None, device=None,
+    ):  # fmt: skip
+        device = torch.device(device or next(diffusion.parameters()).device)
+        self.world = World(device, parallel, processes)
+        fixed = dict(batch_size=batch_size, lr=lr, warmup=warmup, decay=_name(decay), final_lr=final_lr, betas=betas,
+                     clip=clip, weight_decay=weight_decay, ema=ema, ema_warmup=ema_warmup, weight=weight, times=times,
+                     p_uncond=p_uncond, seed=seed, amp=amp)  # what a resumed run must share with its beginning
+        fixed |= {"steps": steps} if decay else {}
+        fixed |= {"ema_halflife": ema_halflife} if ema_halflife else {}
+        _check(steps, fixed, decay, accumulate, self.world)
+        self.diffusion, self.dataset, self.steps, self.batch_size = diffusion, dataset, steps, batch_size
+        self.weight, self.times, self.p_uncond, self.seed = weight, times, p_uncond, seed
+        self.folder, self.save_every, self.keep, self.stop_after = folder, save_every, keep, stop_after
+        self.amp, self.compile, self.accumulate, self.workers, self.encode = amp, compile, accumulate, workers, encode
+        self.log_every, self.sample_every, self.sampling = log_every, sample_every, dict(sampling or {})
+        self.evaluate_every, self.evaluate, self.on_step = evaluate_every, evaluate, on_step
+        self.progress = progress and self.world.rank == 0
+
+        device = self.world.device
+        diffusion.to(device).train()
+        if compile and device.type == "cuda":  # not in eager mode: each group norm would transpose twice
+            diffusion.network.to(memory_format=torch.channels_last)
+        _checkpoint_activations(diffusion.network, checkpoint_activations)
+        self.arguments = fixed | _identity(diffusion)
+        # A copy on no device, to hold the whole weights at the end where each process has only a part of them.
+        self.blank = copy.deepcopy(diffusion).to("meta") if self.world.mesh else None
+        halflife = ema_halflife and (ema_halflife, batch_size)
+        self.ema = EMA(diffusion, ema, ema_warmup, halflife) if ema is not None or ema_halflife else None
+        self.model = self.world.wrap(_Losses(diffusion))
+        if self.world.mesh and self.ema:
+            self.world.shard(_Losses(self.ema.model))
+            self.ema.follow(diffusion)
+        weights = trained(diffusion)
+        self.guard = Guard([name for name, _ in weights], device)
+        self.optimisation = Optimisation(
+            [weight for _, weight in weights], self.world, self.guard, lr=lr, betas=betas, weight_decay=weight_decay,
+            clip=clip, amp=amp, scheduler=decay if callable(decay) else None,
+            rate=None if callable(decay) else lambda step: learning_rate(step, steps, lr, warmup, decay, final_lr),
+        )  # fmt: skip
+        self.history = History(steps, batch_size, device, self.ema)
+        self.positions = {}  # of a stream after each step since the last report
+        self.position = None
+        self._resume(resume)
+        self.log = Log(folder if self.world.rank == 0 else None, track if self.world.rank == 0 else (),
+                       self.history.step, self.arguments)  # fmt: skip
+
+    def run(self):
+        """Train to the end; returns a History, whose `.ema` is the averaged model."""
+        history, device = self.history, self.world.device
+        stream = batches(self.dataset, self.batch_size, self.seed, history.step, self.world, self.diffusion.network,
+                         workers=self.workers, encode=self.encode, position=self.position)  # fmt: skip
+        bar = Progress(history, self.progress)
+        with contextlib.closing(bar), contextlib.closing(self.log), _own_random_state(device), self._compiled():
+            self.first = history.start()
+            for step in range(self.first, self.steps):
+                images, y, position = next(stream)
+                if step == self.first:
+                    self.diffusion.check_batch(images, y)  # value by value: this model may have seen other data before
+                losses, t = self._backward(images, y, step)
+                self.optimisation.step(step, losses.mean())
+                if self.ema:
+                    self.ema.update(step)
+                history.record(losses, t)
+                if position is not None:
+                    self.positions[history.step] = position
+                if self.on_step is not None:
+                    self.on_step(history.step, history)
+                last = self._is_last()
+                bar.update(last)
+                self._report(last, y)
+                if last:
+                    break
+        self.diffusion.eval()
+        if self.world.mesh and self.ema:
+            history.ema = self.whole(self.ema.model)
+        return history.finish()
+
+    def whole(self, model):
+        """The undivided copy, on the CPU, of a model whose weights the processes share. All of them have to call it."""
+        if not self.world.mesh:
+            return model
+        copied = copy.deepcopy(self.blank).to_empty(device="cpu").eval().requires_grad_(False)
+        copied.load_state_dict({name: full(tensor).cpu() for name, tensor in model.state_dict().items()})
+        return copied
+
+    # --- one step ------------------------------------------------------------------------------------------------
+
+    def _backward(self, images, y, step):
+        """The backward passes of one step on this process's part of the batch: losses (b,) and times (b,)."""
+        draws = self._draws(step)
+        torch.manual_seed(stream_seed(self.seed, "layers", step, *[self.world.rank] * (self.world.rank > 0)))
+        size, losses = len(images) // self.accumulate, []
+        for place in range(self.accumulate):
+            part = slice(place * size, (place + 1) * size)
+            self.world.synchronise(self.model, place == self.accumulate - 1)
+            with torch.autocast(self.world.device.type, AMP[self.amp], enabled=self.amp is not None):
+                loss = self.model(images[part], None if y is None else y[part], weight=self.weight,
+                                  p_uncond=self.p_uncond, **{key: value[part] for key, value in draws.items()})
+            self.optimisation.scaler.scale(loss.mean() / self.accumulate).backward()
+            losses.append(loss.detach())
+        losses = torch.cat(losses) if len(losses) > 1 else losses[0]
+        return losses.float(), draws["t"]
+
+    def _draws(self, step):
+        """This process's part of the times, the noise and the dropped conditions that are drawn for the whole batch."""
+        device = self.world.device
+        generator = torch.Generator(device).manual_seed(stream_seed(self.seed, "noise", step))
+        draws = {"t": self.diffusion.sample_times(self.batch_size, generator, device, self.times)}
+        shape = (self.batch_size, *self.diffusion.shape)
+        draws["eps"] = torch.randn(shape, generator=generator, device=device)
+        if self.p_uncond and hasattr(self.diffusion.network, "null"):
+            draws["dropped"] = torch.rand(self.batch_size, generator=generator, device=device) < self.p_uncond
+        return {key: self.world.mine(value) for key, value in draws.items()}
+
+    # --- now and then --------------------------------------------------------------------------------------------
+
+    def _report(self, last, y):
+        """Whatever is due after this step: look for NaN, write the log, sample, evaluate, write a checkpoint."""
+        step = self.history.step
+        log = last or step % self.log_every == 0 or (step < self.log_every and step & (step - 1) == 0)  # 1, 2, 4, 8 ..
+        save = self.folder is not None and (last or step % self.save_every == 0)
+        sample = self.folder is not None and self.sample_every and (last or step % self.sample_every == 0)
+        evaluate = self.evaluate is not None and (last or step % (self.evaluate_every or self.save_every) == 0)
+        if not (log or save or sample or evaluate):
+            return
+        if self.guard.is_broken():
+            self._stop_broken()
+        loss, by_time = self.history.reduce(self.world)
+        if log and (self.log.folder or self.log.trackers):
+            numbers = torch.stack([loss, self.optimisation.gradient_norm, *by_time]).tolist()  # read once
+            self.log.row(step=step, loss=numbers[0], lr=float(self.optimisation.optimizer.param_groups[0]["lr"]),
+                         gradient_norm=numbers[1], images_per_second=self.history.images_per_second,
+                         seconds=self.history.seconds, loss_by_time=numbers[2:])  # fmt: skip
+        if sample:
+            self._sample(step, y)
+        if evaluate:
+            self.log.evaluation(step, self.evaluate(self._averaged()))
+        if save:
+            self._save(last)
+
+    def _averaged(self):
+        """The model to sample from: the averages, or the weights themselves in a run without."""
+        return self.ema.model if self.ema else self.diffusion
+
+    def _sample(self, step, y):
+        """A sheet of samples; where the weights are divided every process has to take part."""
+        from minidiff.samplers import sample
+
+        if self.world.rank and not self.world.mesh:
+            return
+        options = dict(num=16, progress=False) | self.sampling
+        prompts = options.pop("prompts", None)
+        if prompts is not None:
+            options |= dict(num=len(prompts), y=self.encode(list(prompts)).to(self.world.device))
+        elif "y" not in options and y is not None:
+            classes = getattr(self.diffusion.network, "num_classes", 0)
+            options["num"] = options["num"] if classes else min(options["num"], len(y[:options["num"]].tokens))
+            options["y"] = [i % classes for i in range(options["num"])] if classes else y[:options["num"]]
+        pictures = sample(self._averaged(), **options)
+        if self.world.rank == 0 and self.diffusion.latents is None:
+            save_grid(pictures, f"{self.folder}/samples/step-{step:08d}.png")
+
+    def _resume(self, resume):
+        if self.folder is None:
+            return
+        folder = Path(self.folder)
+        if self.world.rank == 0:
+            _make(folder)
+            sweep(folder)
+        self.world.wait()
+        if not resume:
+            return
+        about = load_checkpoint(self.folder, self.arguments, self.diffusion, self.ema, self.optimisation.optimizer,
+                                self.optimisation.scaler, self.history, changed=resume == "changed")  # fmt: skip
+        if about:
+            self.position = about.get("position")
+            if self.optimisation.scheduler is not None:
+                self.optimisation.scheduler.load_state_dict(about["scheduler"])
+            if self.progress:
+                print(f"going on after step {self.history.step} of {about['path']}")
+
+    def _save(self, last=True):
+        """A checkpoint; a full disk stops only a run that is at its end, an earlier one tries again at the next."""
+        merged = {}
+        for part in self.world.gather(self.positions.get(self.history.step)):
+            merged |= part or {}
+        about = {"position": merged} if merged else {}
+        if self.optimisation.scheduler is not None:
+            about["scheduler"] = self.optimisation.scheduler.state_dict()
+        self.positions.clear()
+        try:
+            save_checkpoint(self.folder, self.keep, self.world, self.arguments, self.diffusion, self.ema,
+                            self.optimisation.optimizer, self.optimisation.scaler, self.history, **about)  # fmt: skip
+        except OSError as error:
+            message = (f"step {self.history.step}: no checkpoint could be written to {self.folder} "
+                       f"({error.strerror}). The ones before are as they were; make room, or let this user write there")
+            if last:
+                raise OSError(error.errno, f"{message}, and run again: it goes on from the newest.") from error
+            print(f"{message}. The next try is in {self.save_every} steps.")
+
+    def _stop_broken(self):
+        """Go back to the last good step, write it, and raise FloatingPointError with what happened and the way out."""
+        good = self.first + int(self.guard.good_steps)
+        story, where = self.guard.story(good + 1), ""
+        if self.ema:
+            self.ema.undo(range(good, self.history.step))
+        self.history.back_to(good, self.world)
+        if self.folder is not None and good > self.first:
+            self._save()
+            where = f", written to {self.folder}"
+        raise FloatingPointError(
+            f"{story}.\nThat step was not taken: the weights are those after step {good}{where}. Look at its "
+            "data; go on with a lower lr, more warmup, or clip=1.0 (and resume='changed'); with amp='fp16', try 'bf16'."
+        )
+
+    def _is_last(self):
+        """Whether this step is the last one: of the run, or of the time that was given. All processes agree."""
+        if self.history.step == self.steps:
+            return True
+        if self.stop_after is None or (self.world.size > 1 and self.history.step % self.log_every):
+            return False
+        return any(self.world.gather(self.history.elapsed() >= self.stop_after))
+
+    @contextlib.contextmanager
+    def _compiled(self):
+        """Inside, with `compile`, the network is compiled; its weights and their names stay as they are."""
+        network = self.diffusion.network
+        if not self.compile:
+            yield
+            return
+        network.compile()
+        try:
+            yield
+        finally:
+            network._compiled_call_impl = None
+
+
+class _Losses(nn.Module):
+    """A Diffusion whose forward pass is its loss: what DDP and FSDP wrap, since they act around a forward pass."""
+
+    def __init__(self, diffusion):
+        super().__init__()
+        self.diffusion = diffusion
+
+    def forward(self, images, y, **options):
+        return self.diffusion.loss(images, y, **options)
+
+
+@contextlib.contextmanager
+def _own_random_state(device):
+    """Seed the global generators inside, and give the caller back the state they had."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        yield
+
+
+def _make(folder):
+    """Make the folder of a run: that nothing can be written there should be known before the first hour of training."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(error.errno, f"folder={str(folder)!r} cannot be made ({error.strerror}): give one that this user "
+                                   "may write to, or remove the file of that name") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"folder={str(folder)!r} is there, but this user may not write to it: give another one, "
+                              f"or change its rights with  chmod u+w '{folder}'")
+
+
+def _checkpoint_activations(network, wanted):
+    if wanted and not hasattr(network, "checkpoint"):
+        raise ValueError(f"checkpoint_activations=True: {type(network).__name__} has no attribute `checkpoint`, so it "
+                         "cannot compute its blocks anew; accumulate=2 saves memory, too.")
+    if wanted:
+        network.checkpoint = True
+
+
+def _identity(diffusion):
+    """What a checkpoint records of the model besides its weights; of a network without a name, their shapes."""
+    network = diffusion.network
+    if hasattr(network, "name"):
+        return describe(diffusion)
+    shapes = [[name, *weight.shape] for name, weight in network.named_parameters()]
+    return {"network": type(network).__name__, "weights": shapes}
+
+
+def _name(value):
+    """A value as it is compared on resumption; of a function its name."""
+    return getattr(value, "__qualname__", type(value).__name__) if callable(value) else value
+
+
+def _check(steps, fixed, decay, accumulate, world):
+    """Raise ValueError for arguments that cannot work."""
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps={steps!r}: the number of training steps must be a whole number from 1 on.")
+    batch, parts = fixed["batch_size"], world.size * accumulate if accumulate > 0 else 0
+    if batch < 1:
+        raise ValueError(f"batch_size={batch!r}: a batch needs at least one picture.")
+    if parts < 1 or batch % parts:
+        raise ValueError(f"batch_size={batch} cannot be divided among {world.size} processes with accumulate="
+                         f"{accumulate}: it is the whole batch of a step; take a multiple of {max(parts, 1)}.")
+    if fixed["lr"] <= 0:
+        raise ValueError(f"lr={fixed['lr']!r}: the learning rate must be above 0, for example 1e-3.")
+    if not callable(decay) and decay not in DECAYS:
+        raise ValueError(f"decay={decay!r}: the learning rate can fall as 'cosine' or 'linear' or stay (None), or a "
+                         "function optimizer -> torch.optim.lr_scheduler says.")
+    if not 0 <= fixed["p_uncond"] <= 1:
+        raise ValueError(f"p_uncond={fixed['p_uncond']!r}: the fraction of dropped conditions must be in [0, 1].")
+    if fixed["amp"] not in AMP:
+        raise ValueError(f"amp={fixed['amp']!r}: mixed precision is 'bf16', 'fp16' or None.")
+    if fixed["amp"] == "fp16" and world.mesh:
+        raise ValueError("amp='fp16' with parallel='fsdp': its scaling is not shared by the processes; take 'bf16'.")

@@ -1,0 +1,130 @@
+"""The processes that train together: who they are, and what they tell each other.
+
+`torchrun --nproc-per-node N` (or `accelerate launch`) starts N processes with the same script; accelerate reads who is
+who from the environment and opens the connections, torch's DistributedDataParallel and fully_shard (FSDP2) do the rest.
+Without them there is one process, and nothing here costs anything.
+
+With "ddp" each process holds the whole model, and gradients are averaged. With "fsdp" each holds a part of every weight
+matrix, of its average and of its moments, and the whole only of the block at work. Everything that works on weights
+one by one (optimiser, average, norms) works on these parts as plain tensors: `local`. A checkpoint has the whole
+tensors: `full` puts them together, `part_of` takes them apart, for any number of processes.
+"""
+
+import os
+
+from torch import distributed, nn
+
+BACKENDS = ("ddp", "fsdp")
+
+
+class World:
+    """rank, size: number of this process and of all; device: where it computes.
+
+    parallel  "ddp" or "fsdp"
+    expected  how many processes there should be, None for any
+    Raises ValueError for another number of processes: a script started without its launcher would train alone.
+    """
+
+    def __init__(self, device=None, parallel="ddp", expected=None):
+        if parallel not in BACKENDS:
+            raise ValueError(f"parallel={parallel!r}: processes work together as 'ddp' (each holds the whole model) "
+                             "or 'fsdp' (each holds a part of it).")
+        self.rank, self.size, self.device, self.mesh = 0, 1, device, None
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1 or distributed.is_initialized():
+            from accelerate import PartialState
+
+            state = PartialState(cpu=device is not None and device.type == "cpu")
+            self.rank, self.size = state.process_index, state.num_processes
+            self.device = device if device is not None and device.type == "cpu" else state.device
+        self.parallel = parallel if self.size > 1 else None
+        if expected is not None and expected != self.size:
+            raise ValueError(
+                f"processes={expected}, but {self.size} {'is' if self.size == 1 else 'are'} running. Start the script "
+                f"with  torchrun --nproc-per-node {expected} SCRIPT  (several machines: --nnodes and --rdzv-endpoint "
+                "too), or leave `processes` out. On a CPU `accelerate launch` starts one process whatever it is told."
+            )
+        if self.parallel == "fsdp":
+            self.mesh = distributed.device_mesh.init_device_mesh(self.device.type, (self.size,))
+
+    def mine(self, batch):
+        """The part of a whole batch (anything that can be sliced) that belongs to this process."""
+        share = len(batch) // self.size
+        return batch[self.rank * share:(self.rank + 1) * share] if self.size > 1 else batch
+
+    def wrap(self, module):
+        """`module`, made to train together with its copies on the other processes."""
+        if self.parallel == "ddp":
+            return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return self.shard(module) if self.parallel == "fsdp" else module
+
+    def shard(self, module):
+        """`module` with its weights divided among the processes, block by block, in place (FSDP2).
+
+        A block is a member of a ModuleList: of these, the whole weights are there only while they compute.
+        """
+        from torch.distributed.fsdp import fully_shard
+
+        lists = [m for m in module.modules() if isinstance(m, nn.ModuleList)]
+        holders = (nn.ModuleList, nn.ModuleDict)
+        blocks = {block for blocks in lists for block in blocks if not isinstance(block, holders)}
+        for inner in reversed([m for m in module.modules() if m in blocks]):  # those inside of others first
+            fully_shard(inner, mesh=self.mesh)
+        return fully_shard(module, mesh=self.mesh)
+
+    def synchronise(self, module, yes):
+        """Whether the next backward pass of a wrapped module shares its gradients: only the last of a step does."""
+        if self.parallel == "ddp":
+            module.require_backward_grad_sync = yes
+        elif self.parallel == "fsdp":
+            module.set_requires_gradient_sync(yes)
+
+    def sum(self, tensor):
+        """The sum of `tensor` over the processes, in place; returns it."""
+        if self.size > 1:
+            distributed.all_reduce(tensor)
+        return tensor
+
+    def mean(self, tensor):
+        """The mean of `tensor` over the processes, in place; returns it."""
+        return self.sum(tensor).div_(self.size) if self.size > 1 else tensor
+
+    def gather(self, value):
+        """The list of every process's `value`, a plain Python object, on every process."""
+        if self.size == 1:
+            return [value]
+        values = [None] * self.size
+        distributed.all_gather_object(values, value)
+        return values
+
+    def wait(self):
+        """Until all processes are here."""
+        if self.size > 1:
+            distributed.barrier()
+
+
+def local(tensor):
+    """This process's part of a sharded tensor, as a plain tensor that shares its memory; any other tensor itself."""
+    tensor = tensor.detach()
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def full(tensor, like=None):
+    """The whole of a sharded tensor, on every process; any other tensor itself.
+
+    like: the sharded tensor that the part `tensor` lies beside, where it is a plain one (an optimiser's moment).
+    """
+    if hasattr(like, "to_local") and tensor.shape == like.to_local().shape and tensor.ndim:
+        from torch.distributed.tensor import DTensor
+
+        tensor = DTensor.from_local(tensor, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
+    tensor = tensor.detach()
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def part_of(tensor, like):
+    """This process's part of the whole `tensor`, where `like` is sharded; else `tensor`."""
+    if not hasattr(like, "to_local") or tensor.shape != like.shape:
+        return tensor
+    parts = tensor.chunk(like.device_mesh.size(), dim=0)  # as Shard(0) divides: the last parts may be short or empty
+    rank = like.device_mesh.get_local_rank()
+    return parts[rank] if rank < len(parts) else tensor[:0]
