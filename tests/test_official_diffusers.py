@@ -113,7 +113,7 @@ def test_a_ddim_path_of_ten_steps(tmp_path, name, prediction):
     for step in scheduler.timesteps:
         x = scheduler.step(unet(x, step).sample, step, x).prev_sample
     *_, last = ddim(ours.denoise, schedule, noise, spacing(schedule, 10))
-    assert relative(x, last.x) < 1e-3 if prediction == "eps" else relative(x, last.x) < 1e-4
+    assert relative(x, last.x) < 1e-4
 
 
 def test_the_pipelines_start_and_sample_as_ours(tmp_path, monkeypatch):
