@@ -250,6 +250,15 @@ def test_from_diffusers_says_what_is_missing(tmp_path):
         from_diffusers(tmp_path)
 
 
+def test_a_process_without_betas_does_not_pass_for_linear(tmp_path):
+    export_diffusers(model(), tmp_path)
+    diffusers.ScoreSdeVeScheduler().save_pretrained(tmp_path / "scheduler")
+    with pytest.raises(ValueError, match="ScoreSdeVeScheduler has no betas"):
+        from_diffusers(tmp_path)
+    diffusers.UniPCMultistepScheduler(beta_schedule="scaled_linear").save_pretrained(tmp_path / "scheduler")
+    assert from_diffusers(tmp_path).schedule.name == "scaled_linear"
+
+
 def test_a_named_schedule_of_theirs_is_used_where_there_is_one():
     for name, theirs_name in (("linear", "linear"), ("cosine", "squaredcos_cap_v2"), ("sigmoid", None)):
         config = scheduler_config(model(SCHEDULES[name]))
