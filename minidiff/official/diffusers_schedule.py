@@ -71,7 +71,7 @@ def read_scheduler(config):
     """(schedule, prediction) of a scheduler_config.json; ValueError for one that no schedule of ours means."""
     if "beta_schedule" not in config and config.get("_class_name", "DDPMScheduler")[:4] not in SCHEDULERS.values():
         raise ValueError(  # all that have betas write which; a flow or a VE process would pass for "linear"
-            f"a {config['_class_name']} has no betas, and only schedules of betas are read: DDPM's, DDIM's and the like."
+            f"a {config['_class_name']} has no betas, and only schedules of betas are read."
         )
     config, own = SCHEDULE_DEFAULTS | config, config.get("_minidiff")
     kinds = {theirs: ours for ours, theirs in PREDICTIONS.items()}
