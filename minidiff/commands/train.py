@@ -67,10 +67,12 @@ def from_recipe(name, source, smoke=False):
 
     how = {"prediction": "eps", **process(source.network), **source.process}
     schedule, schedule_options = how.pop("schedule")
-    options = Train(recipe=name, data=source.data, data_options=dict(source.options),
-                    size=source.size or own_size(source), flip=source.flip, labels=source.labels, network=source.network, arguments=dict(source.arguments),
-                    schedule=schedule, schedule_options=dict(schedule_options), sampling=dict(source.sampling), **how,
-                    **source.training)  # fmt: skip
+    options = Train(
+        recipe=name, data=source.data, data_options=dict(source.options), size=source.size or own_size(source),
+        flip=source.flip, labels=source.labels, network=source.network, arguments=dict(source.arguments),
+        schedule=schedule, schedule_options=dict(schedule_options), sampling=dict(source.sampling), **how,
+        **source.training,
+    )  # fmt: skip
     if options.amp and not cuda():
         options.amp = None
     if smoke:
