@@ -120,7 +120,7 @@ def eight_bits(picture):
     from PIL import Image
 
     values = np.asarray(picture, dtype=np.float64)
-    low, high = values.min(initial=0), values.max(initial=0)
+    low, high = values.min(), values.max()
     if not (low >= 0 and high <= 65535):  # so that NaN is refused, too
         raise ValueError(f"its values reach from {low:g} to {high:g}, expected 0 to 1, 255 or 65535; save it in 8 bits")
     sixteen = picture.mode.startswith("I;16") or getattr(picture, "format", None) in ("PNG", "PPM") or high > 255
