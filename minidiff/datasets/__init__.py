@@ -7,27 +7,32 @@
 | `digits` | 1797 handwritten digits; shipped | 8, 16, 32 |
 | `moons` `rings` `spirals` `checkerboard` `eight_gaussians` `gaussian_grid` `mixture` | points in the plane | |
 | `folder` | your own pictures: `path=...` | any |
+| `huggingface` | a Hugging Face data set: `path=` its name, a folder, or the loaded set | any |
+| `shards` | captioned pictures or cached latents in tars, streamed: `path=...` | any |
 | `fashion_mnist` `cifar10` `celeba` `lsun_church` `lsun_bedroom` `cub` `flowers` | fetched once, on request | from 8 |
 """
 
 import inspect
 from functools import partial
 
-from minidiff.datasets import digits, downloads, emoji, folder, shapes
+from minidiff.datasets import digits, downloads, emoji, folder, huggingface, shapes, shards
 from minidiff.datasets.mixture import GaussianMixture
 from minidiff.datasets.record import InMemory, Record
+from minidiff.datasets.shard_writer import cache_shards, write_shards
 from minidiff.datasets.two_d import NAMES as _TWO_D
 from minidiff.datasets.two_d import two_d
 from minidiff.errors import unknown_name
 
-__all__ = ["DATASETS", "GaussianMixture", "InMemory", "Record", "digits", "emoji", "folder", "list_datasets",
-           "load_dataset", "shapes", "two_d"]  # fmt: skip
+__all__ = ["DATASETS", "GaussianMixture", "InMemory", "Record", "cache_shards", "digits", "emoji", "folder",
+           "list_datasets", "load_dataset", "shapes", "shards", "two_d", "write_shards"]  # fmt: skip
 
 DATASETS = {
     "emoji": emoji.load,
     "shapes": shapes.load,
     "digits": digits.load,
     "folder": folder.load,
+    "huggingface": huggingface.load,
+    "shards": shards.load,
     **{name: partial(two_d, name) for name in _TWO_D},
     "fashion_mnist": downloads.fashion_mnist,
     "cifar10": downloads.cifar10,

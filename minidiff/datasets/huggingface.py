@@ -52,6 +52,7 @@ def load(*, path=None, size=64, split="train", channels=3, image=None, caption=N
         raise ValueError("data set 'huggingface': path=None; give a name, a folder, or a datasets.Dataset.")
     table = fetched(path, config, download, root) if isinstance(path, str | os.PathLike) else path
     table = by_number(one_split(table, split))
+    table = table.with_format(None) if hasattr(table, "with_format") else table  # not "torch", "numpy", a transform
     image = image_column(table, image)
     labels, classes = labels_of(table, label)
     captions = captions_of(table, caption, image, [classes[i] for i in labels] if classes else None)
@@ -235,8 +236,6 @@ def captions_of(table, name, image, names):
 
 def undecoded(table, image):
     """The image column alone, as the bytes of its files where the library gives them: we decode jpgs quicker."""
-    if hasattr(table, "with_format"):
-        table = table.with_format(None)
     if hasattr(table, "select_columns"):
         table = table.select_columns([image])
     if kind_of(table, image) == "Image" and hasattr(table, "cast_column"):
@@ -250,7 +249,7 @@ def read_row(table, image, size, channels, how, index):
     value = table[index][image]
     if isinstance(value, dict):  # {"bytes": ..., "path": ...}, one of them None
         name = f"{value.get('path') or ''} {name}".strip()
-        value = value.get("bytes") or value.get("path")
+        value = value.get("path") if value.get("bytes") is None else value["bytes"]
     if isinstance(value, bytes | bytearray):
         return read_picture(io.BytesIO(value), size, channels, how, name)
     if isinstance(value, str):
