@@ -5,6 +5,7 @@ the user (a value, a file, a permission) show no traceback, unless MINIDIFF_DEBU
 """
 
 import os
+import re
 import sys
 from importlib import import_module
 
@@ -22,6 +23,12 @@ MODEL is the folder of a run or of a pretrained model, or the name of weights th
 torchrun --nproc-per-node 2 -m minidiff train NAME ...   MINIDIFF_DEBUG=1 shows tracebacks."""
 
 COMMANDS = ("train", "sample", "evaluate", "export", "recipes")
+# What messages of the library tell a reader to write in Python, and what that is here
+AS_WORDS = {
+    r"load_dataset\([^()]*download=True\)": "--download", r"\bdownload=True": "--download",
+    r"with root=\.": "with --data-options root=FOLDER.", r"resume='changed'": "--resume changed",
+    r"resume=False": "--resume no",
+}  # fmt: skip
 MISTAKES = (ValueError, OSError, ImportError, FloatingPointError, MemoryError)
 
 
@@ -59,7 +66,10 @@ def said(error):
                   FileNotFoundError: "Check the path."}
         advice = advice.get(type(error), "Make room, or choose another place with --out.")
         return f"{error.filename or 'a file'}: {error.strerror}. {advice}"
-    return " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
+    for python, words in AS_WORDS.items():
+        text = re.sub(python, words, text)
+    return text
 
 
 def say(*words):

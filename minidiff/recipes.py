@@ -14,7 +14,7 @@ from fnmatch import fnmatch
 from minidiff.errors import unknown_name
 
 IMAGENET = "ImageNet, a folder of pictures with one folder for each class"
-LATENTS = "latents of ImageNet, shards as minidiff.datasets.shards writes them"
+LATENTS = "latents of ImageNet times their scale, in shards (.tar) of minidiff.datasets.cache_shards"
 CAPTIONED = "captioned pictures in shards (.tar), as img2dataset writes them, with cached T5 embeddings"
 
 
@@ -154,7 +154,7 @@ add("genvit_cifar10", dict(lr=1e-3, weight_decay=0.05, batch_size=128, steps=585
 UVIT = dict(lr=2e-4, betas=(0.99, 0.99), weight_decay=0.03, warmup=5000, amp="fp16")
 FAST = dict(sampler="dpm_3s", steps=50, spacing="log_snr", t_end=1e-4)
 FAST_DISCRETE = dict(sampler="dpmpp_3s", steps=50, spacing="uniform", t_end=1e-3)
-WORDS = "latents of MS-COCO with CLIP embeddings of their captions, shards as minidiff.datasets.shards writes them"
+WORDS = "latents of MS-COCO and CLIP embeddings of its captions, in shards (.tar) of minidiff.datasets.cache_shards"
 for name, training, data, sampling in (
     ("cifar10", dict(betas=(0.99, 0.999), warmup=2500, batch_size=128, steps=500_000), dict(data="cifar10", size=32),
      SDE_1000),
@@ -267,8 +267,8 @@ def recipe(name):
         return RECIPES[name]
     from minidiff.backbones import list_models
 
-    known = [*list_models(kind="denoiser")]
-    if name not in known or name.startswith("mlp"):  # points in the plane are no pictures
+    known = [one for one in list_models(kind="denoiser") if not one.startswith("mlp")]  # they draw points in the plane
+    if name not in known:
         raise unknown_name("recipe or network", name, {*RECIPES, *known})
     small = {"_test": dict(data="digits", size=8), "_tiny": dict(data="emoji", size=16)}
     data = small.get(name[-5:], dict(data=None, wants="pictures: the name of a data set, or a folder", size=0))

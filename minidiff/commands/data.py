@@ -16,13 +16,16 @@ from minidiff.layers import Text
 TEXT_SHAPE = (4, 8)  # words and their width, of `random_text`
 
 
-def load_data(name, *, size, split=None, flip=False, value_range=(-1.0, 1.0), download=False, **options):
+def load_data(name, *, size, split=None, flip=False, value_range=(-1.0, 1.0), download=False, needs=None, **options):
     """The data set of a name, a folder of pictures, or shards (a folder or pattern of .tar files).
 
-    size: the side of its pictures; flip: mirrored ones, too; value_range: what its values, in [-1, 1], are turned into.
+    size: the side of its pictures; flip: mirrored ones, too; value_range: what its values, in [-1, 1], are turned into;
+    needs: "labels", "text" or None, what the network is told: shards have a field `label`, and may lack captions.
     Raises ValueError or FileNotFoundError for what is no data set, and whatever the data set itself raises.
     """
     name, options = _named(name, options)
+    if name == "shards":
+        options = {"need_caption": needs == "text", **({"label": "label"} if needs == "labels" else {}), **options}
     if download and name != "noise" and "download" in inspect.signature(DATASETS[name]).parameters:
         options["download"] = True
     try:

@@ -45,7 +45,7 @@ class Train:
     # --- what for: these are not kept in config.json
     config: str | None = None  # Instead of NAME: the config.json of a run, to repeat it, with or without changes.
     out: str | None = None  # Folder of the run; by default runs/NAME in the cache folder.
-    resume: bool = True  # Go on from the newest checkpoint in the folder; --no-resume starts again.
+    resume: Literal["yes", "no", "changed"] = "yes"  # Go on from the newest checkpoint; or even if options differ.
     stop_after: float | None = None  # Stop after so many seconds, with a checkpoint.
     processes: int | None = None  # Refuse to run unless torchrun started so many.
     device: str | None = None  # cpu, cuda, ...; by default CUDA where there is one.
@@ -61,7 +61,7 @@ class Train:
     split: str | None = None  # Part of the data set; by default its own choice, mostly train.
     flip: bool = False  # Use every picture mirrored, too.
     labels: bool = False  # Tell the network the classes of the data set.
-    encoder: str | None = None  # For networks that take text: MODULE:FUNCTION, from captions (list of str) to Text.
+    encoder: str | None = None  # Of text: words, minilm, clip, t5-..., or MODULE:FUNCTION, from captions to Text.
 
     # --- model
     network: str = "ddpm_tiny"  # Name of the network.
@@ -120,7 +120,7 @@ class Sample:
     num: int = 16  # How many.
     label: tuple[str, ...] = ()  # Class of the pictures, by number or name; several are repeated in turn. Default: all.
     prompt: tuple[str, ...] = ()  # What they should show, for a model that takes text; several are repeated in turn.
-    encoder: str | None = None  # For prompts: MODULE:FUNCTION, from captions (list of str) to Text.
+    encoder: str | None = None  # Of prompts, as in `minidiff train`; by default that of the run.
     sampler: str | None = None  # ddim, ddpm, heun, dpmpp_2m, unipc, ...
     steps: int | None = None  # Of the sampler.
     guidance: float | None = None  # Classifier-free; 1 is none.

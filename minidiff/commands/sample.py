@@ -23,6 +23,9 @@ def draw(opened, options):
     if diffusion.latents is not None and out.suffix != ".safetensors":
         raise ValueError(f"--out {options.out}: this model draws latents, which need a decoder to become pictures: "
                          "--out samples.safetensors keeps them, under the name 'samples'.")
+    if out.suffix not in ("", ".png", ".safetensors"):
+        raise ValueError(f"--out {out}: pictures go to a .png file, to a folder (a name without ending) or, as "
+                         "numbers, to a .safetensors file.")
     y = wanted(opened, options)
     pictures = sample(diffusion, options.num, y=y, seed=options.seed, batch_size=options.batch_size,
                       progress=options.progress, **opened.sampling(options))
@@ -47,9 +50,6 @@ def write(out, pictures):
         write_tensors(out, {"samples": pictures}, None)
     elif out.suffix == ".png":
         save_grid(pictures, out)
-    elif out.suffix:
-        raise ValueError(f"--out {out}: pictures go to a .png file, to a folder (a name without ending) or, as "
-                         "numbers, to a .safetensors file.")
     else:
         out.mkdir(parents=True, exist_ok=True)
         for number, picture in enumerate(pictures):

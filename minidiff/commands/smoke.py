@@ -10,24 +10,21 @@ LATENT_DIFFIT = dict(hidden_size=24, depth=2, num_heads=2)  # the only family wh
 
 def shrink(options):
     """Make these Train options small, in place: network FAMILY_test, 8 pixels, random data, and the rest as it is."""
-    import torch
+    from minidiff.commands.train import published
 
-    from minidiff.backbones import create_model
-
-    with torch.device("meta"):
-        published = create_model(options.network, **options.arguments).arguments
+    known = published(options)
     family = {"iddpm": "adm"}.get(name := options.network.split("_")[0], name)
     family = "adm" if options.network.startswith("edm_adm") else family
-    channels, arguments = published["in_channels"], {}
+    channels, arguments = known["in_channels"], {}
     if options.network.startswith("diffit_xl"):
         arguments |= LATENT_DIFFIT | {"num_classes": CLASSES}
     else:
         options.network = f"{family}_test"
-    if "learn_sigma" in published:
-        arguments["learn_sigma"] = published["learn_sigma"]
-    if published.get("text_dim"):
+    if "learn_sigma" in known:
+        arguments["learn_sigma"] = known["learn_sigma"]
+    if known.get("text_dim"):
         arguments["text_dim"] = TEXT_SHAPE[1]
-        arguments |= {"pooled_dim": TEXT_SHAPE[1]} if published.get("pooled_dim") else {}
+        arguments |= {"pooled_dim": TEXT_SHAPE[1]} if known.get("pooled_dim") else {}
         options.encoder = "minidiff.commands.data:random_text"
     options.arguments = arguments
     options.data_options = {"channels": channels, "classes": CLASSES}

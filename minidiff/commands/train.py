@@ -17,7 +17,8 @@ MODEL = ("network", "arguments", "schedule", "schedule_options", "prediction", "
 TRAINER = ("steps", "batch_size", "lr", "warmup", "decay", "final_lr", "betas", "weight_decay", "clip", "ema",
            "ema_warmup", "ema_halflife", "weight", "times", "p_uncond", "seed", "amp", "compile",
            "checkpoint_activations", "accumulate", "parallel", "workers", "save_every", "keep", "log_every", "track",
-           "sample_every", "sampling", "resume", "stop_after", "processes", "device", "progress")  # fmt: skip
+           "sample_every", "sampling", "stop_after", "processes", "device", "progress")  # fmt: skip
+RESUME = {"yes": True, "no": False, "changed": "changed"}
 
 
 def main(words):
@@ -36,27 +37,29 @@ def parse(words):
     from minidiff.recipes import recipe
 
     name = words[0] if words and not words[0].startswith("-") else None
-    file, smoke, source = option(words, "--config"), "--smoke" in words, None
+    file, smoke, source, place = option(words, "--config"), "--smoke" in words, None, "NAME"
     if (name is None) == (file is None) and not {"-h", "--help"} & set(words):
         raise ValueError("say what to train: minidiff train NAME (minidiff recipes lists them), or a configuration, "
                          "minidiff train --config RUN/config.json; one of both.")
     if file is not None:
         default = from_config(file)
-        name_of_run = f"{default.recipe}-{hashlib.sha256(json.dumps(kept(default)).encode()).hexdigest()[:6]}"
     elif name is not None:
         source = recipe(name)
-        default, name_of_run = from_recipe(name, source, smoke), name + "-smoke" * smoke
+        default, place = from_recipe(name, source, smoke), name + "-smoke" * smoke
     else:
-        default, name_of_run = Train(), "NAME"
+        default = Train()
     options = parsed(Train, words[name is not None:], f"train {name or ''}".strip(), default)
     for given, belongs in (("data", "data_options"), ("network", "arguments"), ("schedule", "schedule_options")):
-        if getattr(options, given) != getattr(default, given):  # what suited the recipe's own would not suit this one
+        if getattr(default, given) not in (None, getattr(options, given)):  # what suited that one would not suit this
             before, now = getattr(default, belongs), getattr(options, belongs)
             setattr(options, belongs, {key: value for key, value in now.items() if before.get(key) != value})
     if options.out is None:
         from minidiff.files import cache_folder
 
-        options.out = str(cache_folder() / "runs" / name_of_run)
+        if file is not None:  # a run of its own, which is the same one when this is started again
+            changed = hashlib.sha256(json.dumps(kept(options)).encode()).hexdigest()[:6]
+            place = f"{options.recipe or options.network}-{changed}"
+        options.out = str(cache_folder() / "runs" / place)
     return options, source
 
 
@@ -84,12 +87,7 @@ def from_recipe(name, source, smoke=False):
 
 def own_size(source):
     """The side of the pictures that a network is made for."""
-    import torch
-
-    from minidiff.backbones import create_model
-
-    with torch.device("meta"):
-        arguments = create_model(source.network, **source.arguments).arguments
+    arguments = published(source)
     return arguments.get("img_size") or arguments["image_size"]
 
 
@@ -145,9 +143,10 @@ def train(options):
 
     if options.device is None:
         options.device = "cuda" if cuda() else "cpu"
-    dataset = data_of(options)
+    known = published(options)
+    dataset = data_of(options, known)
     encode = load_encoder(options.encoder, options.device)
-    diffusion = model_of(options, dataset, encode)
+    diffusion = model_of(options, known, dataset, encode)
     folder, text = Path(options.out), json.dumps(kept(options), indent=1) + "\n"
 
     def write_config(step=None, history=None):  # only now it is sure that the run in this folder is this one
@@ -162,12 +161,22 @@ def train(options):
     say(f"{options.recipe or options.network}: {weights:,} weights, {options.steps} steps of {options.batch_size} on "
         f"{options.device}, in {folder}")
     history = Trainer(diffusion, dataset, folder=str(folder), encode=encode, on_step=write_config,
-                      **{name: getattr(options, name) for name in TRAINER}).run()
+                      resume=RESUME[options.resume], **{name: getattr(options, name) for name in TRAINER}).run()
     say(f"{history} in {folder}\nnow: minidiff sample {folder}")
     return history
 
 
-def data_of(options):
+def published(options):
+    """All arguments of the network that the options name, before it is fitted to the data."""
+    import torch
+
+    from minidiff.backbones import create_model
+
+    with torch.device("meta"):  # what it would be, without making it
+        return create_model(options.network, **options.arguments).arguments
+
+
+def data_of(options, known):
     """The data set that the options name. Raises ValueError if it has to be given and is not."""
     from minidiff.commands.data import load_data
     from minidiff.recipes import RECIPES
@@ -177,11 +186,15 @@ def data_of(options):
         raise ValueError(f"{options.recipe or options.network} is trained on {wants}, which does not come with "
                          "minidiff: say where it is with --data (a folder, or .tar files), or try --data emoji.")
     return load_data(options.data, size=options.size, split=options.split, flip=options.flip,
-                     value_range=options.value_range, download=options.download, **options.data_options)
+                     value_range=options.value_range, download=options.download, **options.data_options,
+                     needs="labels" if options.labels else "text" if known.get("text_dim") else None)
 
 
-def model_of(options, dataset, encode=None):
-    """The untrained Diffusion for this data set; options.arguments then hold all arguments of its network."""
+def model_of(options, known, dataset, encode=None):
+    """The untrained Diffusion for this data set; options.arguments then hold all arguments of its network.
+
+    known: what `published` gives.
+    """
     import torch
 
     from minidiff.backbones import create_model
@@ -190,8 +203,6 @@ def model_of(options, dataset, encode=None):
     from minidiff.schedules import make_schedule
 
     channels, size = channels_of(dataset), options.size
-    with torch.device("meta"):  # what it would be, without making it
-        known = create_model(options.network, **options.arguments).arguments
     fit = {key: size for key in ("img_size", "image_size") if key in known and known[key] != size}
     if known["in_channels"] != channels:
         fit |= {"in_channels": channels}
