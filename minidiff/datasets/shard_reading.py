@@ -4,6 +4,7 @@ A sample is the members of a tar that share a name up to the first dot: KEY.jpg,
 """
 
 import errno
+import glob
 import io
 import json
 import re
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minidiff.datasets.pictures import as_rgb, square
+from minidiff.datasets.pictures import shrunk
 
 BLOCK = 512
 PARTS = ("picture", "txt", "json", "latent", "tokens", "pooled")
@@ -57,22 +58,22 @@ def _local(path):
     place = Path(path).expanduser()
     if place.is_dir():
         return sorted(str(file) for file in place.iterdir() if file.suffix == ".tar")  # tells if it may not be read
-    if place.exists() or not re.search(r"[*?\[]", path):
+    if place.exists() or not glob.has_magic(path):
         return [str(place)]  # a file that is missing is noticed, and counted, when its turn comes
-    root = Path(place.anchor or ".")
-    return sorted(map(str, root.glob(str(place.relative_to(place.anchor) if place.anchor else place))))
+    return sorted(file for file in glob.glob(str(place)) if file.endswith(".tar"))
 
 
 def _remote(url):
-    if url.endswith(".tar") and not re.search(r"[*?\[]", url):
-        _filesystem(url)  # says now which package is missing for this kind of address
+    """As `_local`; a question mark begins the query of a URL, and is no wildcard."""
+    system, inner = _filesystem(url)  # says now which package is missing for this kind of address
+    wild = re.search(r"[*\[]", url)
+    if not wild and url.split("?")[0].endswith(".tar"):
         return [url]
-    system, inner = _filesystem(url)
     try:
-        found = system.glob(inner if inner.endswith(".tar") else inner.rstrip("/") + "/*.tar")
+        found = system.glob(inner if wild else inner.rstrip("/") + "/*.tar")
     except FileNotFoundError:
         return []
-    return sorted(system.unstrip_protocol(name) for name in found)
+    return sorted(system.unstrip_protocol(name) for name in found if name.endswith(".tar"))
 
 
 def _filesystem(url):
@@ -219,20 +220,19 @@ def _pax(text):
     return path and path[1].decode(errors="replace"), int(size[1]) if size else None
 
 
-def decoded_picture(data, size, channels, min_side=0, max_aspect=None):
+def decoded_picture(data, size, channels, how="lanczos", min_side=0, max_aspect=None):
     """uint8 (channels, size, size) from the bytes of a jpg, png or webp. `Skip` where it is broken or filtered out."""
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as file:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as file:  # no others: for EPS, Pillow would start a program
             low, high = sorted(file.size)
             if low < min_side:
                 raise Skip("too small")
             if max_aspect and high > max_aspect * low:
                 raise Skip("too long")
-            file.draft(None, (2 * size, 2 * size))  # a large jpg is decoded at a half, a quarter or an eighth
-            return square(as_rgb(file), size, channels)
-    except Skip:
+            return shrunk(file, size, channels, how)
+    except (Skip, MemoryError):
         raise
     except Exception as error:  # Pillow's readers raise nearly anything on bytes that are no picture
         raise Skip("broken picture") from error

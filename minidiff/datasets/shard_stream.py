@@ -197,7 +197,8 @@ def lane_name(number):
 
 
 def _name(path):
-    return path.replace("\\", "/").rsplit("/", 1)[-1]
+    """The file name: the folder may be moved, and the query of a signed URL is another one each day."""
+    return path.split("?")[0].replace("\\", "/").rsplit("/", 1)[-1]
 
 
 def text_of(caption):

@@ -8,7 +8,8 @@ Read by Python alone. The webdataset package opens a URL by a shell command and 
 path reaches a shell (fsspec fetches URLs), and a position is exact: the batch after it is the one an unbroken run would
 have had. For that a run has lanes. In each epoch the shards are shuffled and dealt out to the lanes; a lane reads its
 shards one after the other, each in a shuffled order of its own, and every batch takes the same number of samples from
-each lane. So a few numbers per lane say all, and a lane may be read by any process or worker.
+each lane. So a few numbers per lane say all, and a lane may be read by any process or worker. A lane with fewer samples
+than others is earlier in its next epoch; the next shuffle of the shards evens that out.
 
 A sample that cannot be used is skipped and counted by its reason, and so is a shard: `print(data.report(position))`.
 """
@@ -22,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from minidiff.datasets.pictures import HOW
 from minidiff.datasets.record import Record, expect, expect_whole, to_float
 from minidiff.datasets.shard_reading import (
     Shard,
@@ -37,7 +39,7 @@ from minidiff.errors import check_whole
 
 
 def load(*, path=None, size=64, channels=3, keep=None, min_side=0, max_aspect=None, need_caption=True, label=None,
-         classes=None, flip=False, lanes=None):
+         classes=None, flip=False, how="lanczos", lanes=None):
     """The `Shards` in these tars, pictures (channels, size, size), the middle square.
 
     path          a folder, a file, a pattern such as 'cc12m/{00000..01242}.tar' or '*.tar', a URL (https://, s3://,
@@ -47,12 +49,14 @@ def load(*, path=None, size=64, channels=3, keep=None, min_side=0, max_aspect=No
     need_caption  skip samples without one (.txt, else "caption" of the .json); False gives them ""
     label         the field of the metadata that is the label, a whole number or a name in `classes`; None: all 0
     flip          turn each picture left to right with probability 1/2, anew in each epoch
+    how           pictures are resized: "lanczos", or "adm" as in the papers that train on ImageNet
     lanes         how many shards are open at once; None takes the most that divides the batch, up to 64
 
     FileNotFoundError if there are no such tars, ImportError if a kind of URL needs a package that is missing.
     """
     expect_whole("shards", "size", size, 1)
     expect("shards", "channels", channels, (1, 3))
+    expect("shards", "how", how, HOW)
     expect_whole("shards", "min_side", min_side, 0)
     if lanes is not None:
         expect_whole("shards", "lanes", lanes, 1)
@@ -67,7 +71,8 @@ def load(*, path=None, size=64, channels=3, keep=None, min_side=0, max_aspect=No
     if not any(remote(tar) or Path(tar).is_file() for tar in tars):
         raise FileNotFoundError(f"data set 'shards': path={str(path)!r} names no tar that is there; give a folder with"
                                 " .tar files, a pattern like 'cc12m/{00000..01242}.tar', or make some: write_shards.")
-    return Shards(tars, size, channels, keep, min_side, max_aspect, need_caption, label, classes, flip, lanes)
+    return Shards(tars, size, channels, keep, min_side, max_aspect, need_caption, label, classes, flip,
+                  how, lanes)  # fmt: skip
 
 
 class Sample(NamedTuple):
@@ -83,10 +88,11 @@ class Shards:
     `cache_shards` wrote give latents float32 for images, and `Text` without a batch axis for captions.
     """
 
-    def __init__(self, paths, size, channels, keep, min_side, max_aspect, need_caption, label, classes, flip, lanes):
+    def __init__(self, paths, size, channels, keep, min_side, max_aspect, need_caption, label, classes, flip, how,
+                 lanes):
         self.paths, self.size, self.channels, self.keep = paths, size, channels, keep
         self.min_side, self.max_aspect, self.need_caption = min_side, max_aspect, need_caption
-        self.label, self.flip, self.lanes = label, flip, lanes
+        self.label, self.flip, self.how, self.lanes = label, flip, how, lanes
         self.classes, self.most = list(classes or ["shards"]), len(classes) if classes else math.inf
 
     def stream(self, batch_size, seed, position=None, rank=0, world=1, workers=0):
@@ -165,7 +171,8 @@ class Shards:
             return Sample(decoded_array(parts["latent"], 3).astype(np.float32), label, caption)
         if "picture" not in parts:
             raise Skip("no picture")
-        picture = decoded_picture(parts["picture"], self.size, self.channels, self.min_side, self.max_aspect).numpy()
+        picture = decoded_picture(parts["picture"], self.size, self.channels, self.how, self.min_side, self.max_aspect)
+        picture = picture.numpy()
         return Sample(picture[:, :, ::-1] if flipped else picture, label, caption)
 
     def _ask(self, about):
