@@ -51,6 +51,8 @@ bench: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/transformer_speed.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/unet_speed.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/ascend_memory.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/trainer_overhead.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/shard_reading.py
 
 # Trains those of 32 pixels, which need a GPU; they are not shipped yet.
 weights-gpu: $(VENV)/.test
