@@ -53,11 +53,11 @@ def test_the_same_batches_for_any_world_and_workers(folder, world, workers):
 @pytest.mark.parametrize("world, workers, then, later", [(1, 0, 1, 2), (2, 0, 4, 0), (1, 2, 2, 0)])
 def test_resumption_is_exact_from_every_step(folder, world, workers, then, later):
     data = load(folder, flip=True)
-    unbroken = [batch for batch, _ in take(data, 9)]
+    unbroken = take(data, 9)
     before = list(joined(data, 8, world, workers=workers))
     for step in range(1, 8) if later == 0 and workers == 0 else (3,):
-        (after, _), *_ = joined(data, 1, then, position=before[step - 1][1], workers=later)
-        assert same(after, unbroken[step]), f"after {step} steps"
+        (after, place), *_ = joined(data, 1, then, position=before[step - 1][1], workers=later)
+        assert same(after, unbroken[step][0]) and place == unbroken[step][1], f"after {step} steps"
 
 
 def test_resumption_touches_only_the_open_shards(folder, monkeypatch):

@@ -1,6 +1,7 @@
 """What shards leave out: broken, filtered and missing samples and tars."""
 
 import io
+import itertools
 import os
 import tarfile
 import tempfile
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from shard_files import SIZE, encoded, load, make_shards, make_tar, numbers, picture, sample, take
+from shard_files import SIZE, encoded, load, make_shards, make_tar, numbers, picture, same, sample, take
 
 from minidiff import load_dataset
 from minidiff.datasets import shard_reading
@@ -100,6 +101,18 @@ def test_a_truncated_shard_gives_what_is_whole_and_is_counted(tmp_path):
     counts = steps[-1][1]["lane 0"]["skipped"]
     assert counts["truncated shard"] >= 2 and "1 epoch" not in counts
     assert load(tmp_path).report(steps[0][1]) == "1 samples read, 0 skipped, 1 truncated shard."
+
+
+def test_resumption_within_a_truncated_shard_counts_nothing_twice(tmp_path):
+    cut = make_tar(tmp_path / "a.tar", {str(n): sample(n, **({"txt": b""} if n == 1 else {})) for n in range(5)})
+    cut.write_bytes(cut.read_bytes()[:-11_000])
+    with pytest.warns(UserWarning, match="truncated"):
+        steps = take(load(tmp_path), 9, batch_size=1)
+        counts = steps[-1][1]["lane 0"]["skipped"]
+        assert counts["truncated shard"] == 3 and 2 <= counts["no caption"] <= 3, "three samples in each epoch"
+        for (_, before), (batch, after) in itertools.pairwise(steps):
+            (again, place), = take(load(tmp_path), 1, batch_size=1, position=before)
+            assert same(batch, again) and place == after
 
 
 def test_missing_and_foreign_files_are_counted_and_told_once(folder, tmp_path):

@@ -81,6 +81,8 @@ def _filesystem(url):
         import fsspec
 
         return fsspec.core.url_to_fs(url)
+    except ValueError as error:
+        raise ValueError(f"data set 'shards': {url}: {error}. Give a path, or a URL of https, s3, gs or hf.") from error
     except ImportError as error:
         raise ImportError(f"data set 'shards': {url} cannot be read: {error}. Install that with pip, or copy the "
                           "shards to a disk.") from error
