@@ -87,7 +87,7 @@ def conditions(opened, labels, captions):
     if not isinstance(captions[0], Text) and name is None:
         raise ValueError("the text encoder of this model is not written beside it, so its captions cannot be read.")
     text = collate_texts(captions) if isinstance(captions[0], Text) else load_encoder(name, device)(captions)
-    length = getattr(network, "num_text_tokens", None)
+    length = network.arguments.get("num_text_tokens")
     return (text if length is None else padded(text, length)).to(device)
 
 

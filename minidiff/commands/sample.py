@@ -99,5 +99,5 @@ def encoded(opened, options):
         raise ValueError("--prompt needs the encoder that the model was trained with: --encoder words, clip, minilm, "
                          "a T5 or MODULE:FUNCTION.")
     text = load_encoder(name, diffusion.device)([options.prompt[i % len(options.prompt)] for i in range(options.num)])
-    length = getattr(diffusion.network, "num_text_tokens", None)
+    length = diffusion.network.arguments.get("num_text_tokens")
     return (text if length is None else padded(text, length)).to(diffusion.device)

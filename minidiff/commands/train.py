@@ -211,6 +211,8 @@ def model_of(options, known, dataset, encode=None):
     fit |= condition(options, known, dataset, encode)
     torch.manual_seed(options.seed)
     network = create_model(options.network, **options.arguments | fit)
+    if known.get("text_dim") and "num_text_tokens" in known:  # a U-ViT has positions for so many: Trainer pads to them
+        network.num_text_tokens = network.arguments["num_text_tokens"]
     options.arguments = json.loads(json.dumps(network.arguments))
     try:
         schedule = make_schedule(options.schedule, **options.schedule_options)
