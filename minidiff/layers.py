@@ -118,6 +118,29 @@ def no_text(y, dim, null):
     return Text(tokens, mask, None if text.pooled is None else torch.zeros_like(text.pooled))
 
 
+class PooledText(nn.Linear):
+    """emb (B or 1, dim) and a Text -> emb plus what its pooled part (B, pooled_dim) says: nothing, if zeros or None."""
+
+    def __init__(self, pooled_dim, dim):
+        super().__init__(pooled_dim, dim, bias=False)
+
+    def forward(self, emb, text):
+        if text.pooled is None:
+            return emb
+        if text.pooled.shape != (len(text.tokens), self.in_features):
+            expected, got = (len(text.tokens), self.in_features), tuple(text.pooled.shape)
+            raise ValueError(f"pooled must be {expected}, one vector for each text, or None; got {got}")
+        return emb + super().forward(text.pooled.to(emb.dtype))
+
+
+def check_condition(num_classes, text_dim, pooled_dim=0):
+    """Raise ValueError for a network of labels and text, and for pooled text without text."""
+    if num_classes and text_dim:
+        raise ValueError(f"choose labels (num_classes={num_classes}) or text (text_dim={text_dim}), not both")
+    if pooled_dim and not text_dim:
+        raise ValueError(f"pooled_dim={pooled_dim} belongs to text: set text_dim too")
+
+
 observe = None  # while attention maps are recorded (attention_maps.py), what is shown every q, k and mask
 
 
@@ -224,6 +247,9 @@ def check_images(x, shape, time=None, y=None):
         raise ValueError(f"time must be ({len(x)},), one for each image, or (1,) for all; got {tuple(time.shape)}")
     if isinstance(y, torch.Tensor) and y.ndim == 1 and y.shape not in fits:
         raise ValueError(f"labels must be ({len(x)},), one for each image; got {tuple(y.shape)}")
+    tokens = y.tokens if isinstance(y, Text) else y
+    if isinstance(tokens, torch.Tensor) and tokens.ndim == 3 and len(tokens) != len(x):
+        raise ValueError(f"there must be {len(x)} texts, one for each image; got tokens {tuple(tokens.shape)}")
 
 
 def check_halving(x, channels, divisor, time=None, y=None):

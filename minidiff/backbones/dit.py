@@ -13,6 +13,10 @@ table has one row more for 'no label' unless `null_label` is False. Labels are d
 `conditioning` offers the other columns of figure 3, whose code was not released: what the paper leaves open is decided
 so that the parameter counts round to the 600, 598 and 449 million that it prints (fixed positions not counted).
 
+Text is ours too, in the spirit of PixArt-alpha (Chen et al. 2024): with `text_dim` every block has, between attention
+and MLP, a cross-attention to the tokens, with a layer norm of its own and told nothing by c; its last map starts at
+zero where the gates do, so that an untrained block stays the identity. The pooled text is added to c.
+
 SiT (Ma et al. 2024) is the same network with the velocity of a flow as its output, and no variance range.
 """
 
@@ -27,7 +31,12 @@ from minidiff.layers import (
     CrossAttention,
     LabelEmbedding,
     Mlp,
+    PooledText,
+    as_text,
+    check_condition,
     check_images,
+    no_text,
+    null_for_empty,
     null_labels,
     sincos_positions,
     timestep_embedding,
@@ -46,21 +55,26 @@ class DiT(nn.Module):
     num_classes: y is labels from 0, num_classes itself for 'none' unless null_label is False; 0: y stays None.
     conditioning: "adaln_zero"; "adaln", without the gates; "cross_attention" to time and label as a sequence of two
     tokens, after the self-attention; "in_context": these two follow the patches, and leave after the last block.
+    text_dim: y is Text with tokens (B, L, text_dim), L of any size, or the bare tokens; it needs num_classes=0 and one
+    of the "adaln" kinds. pooled_dim: the width of y.pooled, a missing one adds nothing.
     Raises ValueError for an unknown choice and for sizes that do not fit together.
     """
 
     def __init__(
         self, img_size=32, patch_size=2, in_channels=4, hidden_size=1152, depth=28, num_heads=16, mlp_ratio=4.0,
-        num_classes=1000, null_label=True, learn_sigma=True, conditioning="adaln_zero",
+        num_classes=1000, null_label=True, learn_sigma=True, conditioning="adaln_zero", text_dim=0, pooled_dim=0,
     ):  # fmt: skip
         super().__init__()
         if conditioning not in CONDITIONINGS:
             raise unknown_name("conditioning", conditioning, CONDITIONINGS)
+        check_condition(num_classes, text_dim, pooled_dim)
         if img_size % patch_size:
             raise ValueError(f"img_size must be divisible by patch_size, got {img_size} and {patch_size}")
         self.shape, self.patch_size, self.grid = (in_channels, img_size, img_size), patch_size, img_size // patch_size
         self.num_classes, self.null_label, self.conditioning = num_classes, null_label, conditioning
-        adaln, hidden = conditioning.startswith("adaln"), int(hidden_size * mlp_ratio)
+        self.text_dim, adaln, hidden = text_dim, conditioning.startswith("adaln"), int(hidden_size * mlp_ratio)
+        if text_dim and not adaln:
+            raise ValueError(f'text goes with conditioning="adaln_zero" or "adaln", got {conditioning!r}')
 
         self.patch_embed = nn.Conv2d(in_channels, hidden_size, patch_size, stride=patch_size)
         positions = sincos_positions(hidden_size, self.grid, self.grid)[None]
@@ -70,9 +84,11 @@ class DiT(nn.Module):
         )
         labels = num_classes if null_label else num_classes - 1  # LabelEmbedding adds a row
         self.label_embed = LabelEmbedding(labels, hidden_size) if num_classes else None
+        self.pooled_embed = PooledText(pooled_dim, hidden_size) if pooled_dim else None
+        self.null_text = nn.Parameter(0.02 * torch.randn(text_dim)) if text_dim else None
         if adaln:
             self.modulation = Modulation(hidden_size, depth, gates=conditioning == "adaln_zero")
-            self.blocks = nn.ModuleList(Block(hidden_size, num_heads, hidden) for _ in range(depth))
+            self.blocks = nn.ModuleList(Block(hidden_size, num_heads, hidden, text_dim) for _ in range(depth))
         else:
             cross = conditioning == "cross_attention"
             self.blocks = nn.ModuleList(PlainBlock(hidden_size, num_heads, hidden, cross) for _ in range(depth))
@@ -89,9 +105,15 @@ class DiT(nn.Module):
         time = self.time_embed(time)  # (B or 1, d)
         label = None if self.label_embed is None else self.label_embed(y)  # (B, d)
         if self.conditioning.startswith("adaln"):
-            c = F.silu(time if label is None else time + label)
+            c, text, mask = time if label is None else time + label, None, None
+            if self.text_dim:
+                y = as_text(y, self.text_dim)
+                c = c if self.pooled_embed is None else self.pooled_embed(c, y)
+                text, mask = null_for_empty(y, self.null_text)
+                text = text.to(x.dtype)  # (B, L, text_dim)
+            c = F.silu(c)
             for block, modulation in zip(self.blocks, self.modulation(c)):
-                tokens = block(tokens, modulation)
+                tokens = block(tokens, modulation, text, mask)
             tokens = self.final_layer(tokens, c)
         else:
             tokens = self.final_layer(self.plain_blocks(tokens, time, label))
@@ -111,7 +133,9 @@ class DiT(nn.Module):
         return tokens[:, : self.grid**2]
 
     def null(self, y):
-        """Labels of the shape of y (B,) that mean 'no label'."""
+        """The condition of the shape of y that means 'none': the null label, or a text of no token."""
+        if self.text_dim:
+            return no_text(y, self.text_dim, self.null_text)
         if self.num_classes and not self.null_label:
             raise ValueError("this network has no null label (null_label=False): drop guidance and p_uncond")
         return null_labels(y, self.num_classes)
@@ -121,14 +145,18 @@ class DiT(nn.Module):
         for layer in self.modules():
             if isinstance(layer, (nn.Linear, nn.Conv2d)):
                 nn.init.xavier_uniform_(layer.weight.flatten(1))  # a patch is one long vector
-                nn.init.zeros_(layer.bias)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
             elif isinstance(layer, nn.Embedding):
                 nn.init.normal_(layer.weight, std=0.02)
-        for layer in (self.time_embed[0], self.time_embed[2]):
-            nn.init.normal_(layer.weight, std=0.02)
+        for layer in (self.time_embed[0], self.time_embed[2], self.pooled_embed):
+            if layer is not None:
+                nn.init.normal_(layer.weight, std=0.02)
         zeroed = [self.final_layer.linear]
         if self.conditioning.startswith("adaln"):
             zeroed += [self.modulation.linear, self.final_layer.modulation]
+        if self.text_dim and self.conditioning == "adaln_zero":
+            zeroed += [block.cross_attn.proj for block in self.blocks]
         for layer in zeroed:
             nn.init.zeros_(layer.weight)
 
@@ -154,17 +182,24 @@ class Modulation(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each on modulated tokens, each behind a gate: figure 3, "DiT block with adaLN-Zero"."""
+    """Attention and MLP, each on modulated tokens, each behind a gate: figure 3, "DiT block with adaLN-Zero".
 
-    def __init__(self, dim, num_heads, hidden):
+    text_dim: between them every token asks the text (B, L, text_dim), if not 0.
+    """
+
+    def __init__(self, dim, num_heads, hidden, text_dim=0):
         super().__init__()
         self.norm1, self.norm2 = plain_norm(dim), plain_norm(dim)
         self.attn = Attention(dim, num_heads, qkv_bias=True)
+        self.norm_cross = nn.LayerNorm(dim, eps=1e-6) if text_dim else None
+        self.cross_attn = CrossAttention(dim, num_heads, bias=True, text_dim=text_dim) if text_dim else None
         self.mlp = Mlp(dim, hidden, approximate="tanh")
 
-    def forward(self, x, modulation):
+    def forward(self, x, modulation, text=None, mask=None):
         (shift1, scale1, gate1), (shift2, scale2, gate2) = modulation
         x = add_gated(x, gate1, self.attn(torch.addcmul(shift1, self.norm1(x), scale1)))
+        if self.cross_attn is not None:
+            x = x + self.cross_attn(self.norm_cross(x), text, mask)
         return add_gated(x, gate2, self.mlp(torch.addcmul(shift2, self.norm2(x), scale2)))
 
 

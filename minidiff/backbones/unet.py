@@ -3,8 +3,10 @@
 Read `UNet.forward` beside the figure in notebook 08: down through the levels, keeping every map; through the middle;
 up again, each block taking the map that its partner on the way down kept.
 
-Differences from the paper: labels can be given (`num_classes`), added to the time embedding; q, k and v are one linear
-map; the group norms have `num_groups` groups, since 32 groups of one channel each would hide the time in small models.
+Differences from the paper: labels can be given (`num_classes`), added to the time embedding; so can text (`text_dim`),
+which every place asks after each self-attention, and whose pooled vector is added to the time; q, k and v are one
+linear map; the group norms have `num_groups` groups, since 32 groups of one channel each would hide the time in small
+models.
 """
 
 import torch
@@ -12,31 +14,51 @@ import torch.nn.functional as F
 from torch import nn
 
 from minidiff.backbones.registry import register_model
-from minidiff.layers import LabelEmbedding, attention, check_halving, fast_layout, null_labels, timestep_embedding
+from minidiff.layers import (
+    CrossAttention,
+    LabelEmbedding,
+    PooledText,
+    as_text,
+    attention,
+    check_condition,
+    check_halving,
+    fast_layout,
+    no_text,
+    null_for_empty,
+    null_labels,
+    timestep_embedding,
+)
 
 
 class UNet(nn.Module):
-    """x (B, in_channels, H, W), time (B,) or (1,) in 0 .. T-1, y (B,) labels -> (B, out_channels, H, W).
+    """x (B, in_channels, H, W), time (B,) or (1,) in 0 .. T-1, y as below -> (B, out_channels, H, W).
 
     ch: width of the first level; ch_mult: the factor of each level, the size halves between them.
     attn_resolutions: the sizes, counted from image_size, at which every residual block is followed by attention.
-    H and W must be divisible by 2 ** (len(ch_mult) - 1).
+    num_classes: y is labels (B,) from 0, num_classes itself for 'none'. text_dim: y is Text with tokens (B, L,
+    text_dim), L of any size, or the bare tokens; pooled_dim: the width of y.pooled, a missing one adds nothing.
+    text_heads: heads of the attention to the text; that of the places has one, as published.
+    H and W must be divisible by 2 ** (len(ch_mult) - 1). Raises ValueError for sizes that do not fit together.
     """
 
     def __init__(
         self, image_size=32, in_channels=3, out_channels=3, ch=128, ch_mult=(1, 2, 2, 2), num_res_blocks=2,
-        attn_resolutions=(16,), dropout=0.0, num_classes=0, num_groups=32,
+        attn_resolutions=(16,), dropout=0.0, num_classes=0, num_groups=32, text_dim=0,
+        pooled_dim=0, text_heads=4,
     ):  # fmt: skip
         super().__init__()
-        self.in_channels, self.num_classes, self.ch = in_channels, num_classes, ch
+        check_condition(num_classes, text_dim, pooled_dim)
+        self.in_channels, self.num_classes, self.text_dim, self.ch = in_channels, num_classes, text_dim, ch
         self.divisor = 2 ** (len(ch_mult) - 1)
         emb, widths = 4 * ch, [ch * mult for mult in ch_mult]
         self.time_dense0, self.time_dense1 = nn.Linear(ch, emb), nn.Linear(emb, emb)
         self.label = LabelEmbedding(num_classes, emb) if num_classes else None
+        self.pooled = PooledText(pooled_dim, emb) if pooled_dim else None
+        self.null_text = nn.Parameter(0.02 * torch.randn(text_dim)) if text_dim else None
         self.conv_in = nn.Conv2d(in_channels, ch, 3, padding=1)
 
         def block(c_in, c_out, attends):
-            return Block(c_in, c_out, emb, dropout, attends, num_groups)
+            return Block(c_in, c_out, emb, dropout, attends, num_groups, text_dim, text_heads)
 
         kept, c = [ch], ch  # widths of the maps that the way down keeps for the way up
         self.down = nn.ModuleList()
@@ -64,46 +86,51 @@ class UNet(nn.Module):
         for name, layer in self.named_modules():
             init_weights(name, layer)
         for name, layer in self.named_modules():
-            if name.endswith(("conv2", "attention.out", "conv_out")):  # every branch starts as (nearly) nothing
+            # every branch starts as (nearly) nothing
+            if name.endswith(("conv2", "attention.out", "cross.proj", "conv_out")):
                 nn.init.xavier_uniform_(layer.weight, gain=1e-5)
 
     def forward(self, x, time, y=None):
         check_halving(x, self.in_channels, self.divisor, time, y)
-        emb = self.embed(time, y, x.dtype)  # (B or 1, 4 ch)
+        emb, text, mask = self.embed(time, y, x.dtype)  # (B or 1, 4 ch), (B, L, text_dim), (B, L)
         h = self.conv_in(fast_layout(x))
         kept = [h]
         for level, stage in enumerate(self.down):
             for block in stage["blocks"]:
-                h = block(h, emb)
+                h = block(h, emb, text, mask)
                 kept.append(h)
             if level < len(self.down) - 1:
                 h = stage["resample"](h)
                 kept.append(h)
         for block in self.middle:
-            h = block(h, emb)
+            h = block(h, emb, text, mask)
         for stage in self.up:
             for block in stage["blocks"]:
-                h = block(torch.cat([h, kept.pop()], dim=1), emb)
+                h = block(torch.cat([h, kept.pop()], dim=1), emb, text, mask)
             h = stage["resample"](h)
         return self.conv_out(F.silu(self.norm_out(h))).contiguous()
 
     def embed(self, time, y, dtype):
-        """What every block is told: SiLU of the embedded time, and label if there are labels."""
+        """What every block is told: SiLU of time + label or pooled text; tokens and mask of the text, or None."""
         features = timestep_embedding(time, self.ch).to(dtype)
-        emb = self.time_dense1(F.silu(self.time_dense0(features)))
+        emb, tokens, mask = self.time_dense1(F.silu(self.time_dense0(features))), None, None
         if self.label is not None:
             emb = emb + self.label(y)
-        return F.silu(emb)
+        if self.text_dim:
+            text = as_text(y, self.text_dim)
+            tokens, mask = null_for_empty(text, self.null_text)
+            tokens, emb = tokens.to(dtype), emb if self.pooled is None else self.pooled(emb, text)
+        return F.silu(emb), tokens, mask
 
     def null(self, y):
-        """Labels of the shape of y (B,) that mean 'no label'."""
-        return null_labels(y, self.num_classes)
+        """The condition of the shape of y that means 'none': the null label, or a text of no token."""
+        return no_text(y, self.text_dim, self.null_text) if self.text_dim else null_labels(y, self.num_classes)
 
 
 class Block(nn.Module):
-    """A residual block, followed by attention where the level has it."""
+    """A residual block, followed by attention where the level has it, and by attention to the text if there is one."""
 
-    def __init__(self, c_in, c_out, emb, dropout, attends, num_groups):
+    def __init__(self, c_in, c_out, emb, dropout, attends, num_groups, text_dim=0, text_heads=4):
         super().__init__()
         self.norm1 = nn.GroupNorm(num_groups, c_in, eps=1e-6)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
@@ -113,12 +140,14 @@ class Block(nn.Module):
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
         self.shortcut = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
         self.attention = Attention(c_out, num_groups) if attends else nn.Identity()
+        self.listen = Listen(c_out, num_groups, text_dim, text_heads) if attends and text_dim else None
 
-    def forward(self, x, emb):
+    def forward(self, x, emb, text=None, mask=None):
         h = self.conv1(F.silu(self.norm1(x)))
         h = h + self.time(emb)[:, :, None, None]
         h = self.conv2(self.dropout(F.silu(self.norm2(h))))
-        return self.attention(self.shortcut(x) + h)
+        h = self.attention(self.shortcut(x) + h)
+        return h if self.listen is None else self.listen(h, text, mask)
 
 
 class Attention(nn.Module):
@@ -135,6 +164,21 @@ class Attention(nn.Module):
         q, k, v = self.qkv(tokens)[:, None].chunk(3, dim=-1)  # one head: (B, 1, H W, C)
         tokens = self.out(attention(q, k, v)[:, 0])
         return x + tokens.transpose(1, 2).reshape(x.shape)
+
+
+class Listen(nn.Module):
+    """Every place of x (B, c, H, W) asks the text (B, L, text_dim), where the mask (B, L) is True."""
+
+    def __init__(self, c, num_groups, text_dim, num_heads):
+        super().__init__()
+        if c % num_heads:
+            raise ValueError(f"the widths must be divisible by text_heads={num_heads}, got {c}")
+        self.norm = nn.GroupNorm(num_groups, c, eps=1e-6)
+        self.cross = CrossAttention(c, num_heads, bias=True, text_dim=text_dim)
+
+    def forward(self, x, text, mask=None):
+        tokens = self.norm(x).flatten(2).transpose(1, 2).contiguous()  # (B, H W, C)
+        return x + self.cross(tokens, text, mask).transpose(1, 2).reshape(x.shape)
 
 
 class Downsample(nn.Module):
@@ -162,9 +206,11 @@ class Upsample(nn.Module):
 def init_weights(name, layer):
     """Uniform weights with variance 1 / (mean of fan in and fan out), no biases: the original's initialisation."""
     if isinstance(layer, (nn.Linear, nn.Conv2d)):
-        for part in layer.weight.chunk(3 if name.endswith("qkv") else 1):  # q, k and v are three maps in one
+        maps = 3 if name.endswith("qkv") else 2 if name.endswith("cross.kv") else 1  # q, k and v are maps in one
+        for part in layer.weight.chunk(maps):
             nn.init.xavier_uniform_(part)
-        nn.init.zeros_(layer.bias)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
 
 
 register_model("ddpm_cifar10", UNet, image_size=32, ch=128, ch_mult=(1, 2, 2, 2), attn_resolutions=(16,), dropout=0.1)
