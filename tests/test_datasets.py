@@ -13,7 +13,7 @@ ONLINE = ["fashion_mnist", "cifar10", "celeba", "lsun_church", "lsun_bedroom", "
 
 
 def test_every_name_is_listed():
-    assert list_datasets() == sorted([*OFFLINE, *ONLINE, "folder"]) == sorted(DATASETS)
+    assert list_datasets() == sorted([*OFFLINE, *ONLINE, "folder", "huggingface", "shards"]) == sorted(DATASETS)
     assert minidiff.load_dataset is load_dataset and minidiff.Record is Record
 
 
