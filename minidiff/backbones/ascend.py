@@ -21,6 +21,9 @@ model of 128 pixels. What is decided here:
 - only the encoder and the middle listen to the text: cross-attention ends every unit at `attn_resolutions`. A residual
   encoder has self-attention there too, before it; the decoder is convolution alone. The middle is residual, attention,
   text, residual. A picture without text attends to one learned token, `null_text`;
+- `text_attention="joint"` is GLIDE's way instead, for comparison: no layer more, but the text's keys and values stand
+  before those of the self-attention, in one softmax: in both window attentions of a Swin pair, where every window sees
+  itself and all of the text, and in the attention of a residual unit. The weights are about as many (ascend_text.py);
 - widths and blocks: for text such that the weights come within 2 % of 300 and 590 M at 1024 text channels; the others
   are those of U-Nets for pictures of their size.
 """
@@ -30,13 +33,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from minidiff.backbones.adm_blocks import Block, TimeEmbedding, group_norm, zeroed
+from minidiff.backbones.ascend_text import Listen, TextSwinBlock
 from minidiff.backbones.registry import register_model
 from minidiff.backbones.swin import PatchExpanding, PatchMerging, SwinBlock
 from minidiff.errors import unknown_name
 from minidiff.layers import (
-    CrossAttention,
     LabelEmbedding,
+    PooledText,
+    Text,
     as_text,
+    check_condition,
     check_images,
     no_text,
     null_for_empty,
@@ -46,6 +52,7 @@ from minidiff.layers import (
 
 KINDS = ("swin", "residual")
 RESAMPLES = ("patch", "conv")
+TEXT_ATTENTIONS = ("cross", "joint")
 
 
 class ASCEND(nn.Module):
@@ -58,6 +65,7 @@ class ASCEND(nn.Module):
     attn_resolutions: the sizes at which the encoder attends to the text, and a residual one to itself.
     num_classes: y is labels (B,) from 0, num_classes itself for 'none'. text_dim: y is Text with tokens (B, L,
     text_dim), L of any size, or the bare tokens; pooled_dim: the width of y.pooled, a missing one adds nothing.
+    text_attention: "cross" or "joint", as above.
     `network.checkpoint = True` spares memory in training, see layers.run.
     Raises ValueError for an unknown choice and for sizes that do not fit together.
     """
@@ -68,10 +76,12 @@ class ASCEND(nn.Module):
         self, img_size=32, in_channels=3, channels=128, channel_mult=(1, 2, 2, 2), num_blocks=2, window_size=8,
         head_dim=64, mlp_ratio=4.0, attn_resolutions=(16,), dropout=0.0, encoder="swin", decoder="residual", skips=True,
         resample="patch", group_width=1, num_classes=0, text_dim=0, pooled_dim=0,
+        text_attention="cross",
     ):  # fmt: skip
         super().__init__()
         counts = [num_blocks] * len(channel_mult) if isinstance(num_blocks, int) else list(num_blocks)
-        check(encoder, decoder, resample, counts, channel_mult, num_classes, text_dim, pooled_dim)
+        check_condition(num_classes, text_dim, pooled_dim)
+        check(encoder, decoder, resample, text_attention, counts, channel_mult)
         widths, emb = [int(channels * mult) for mult in channel_mult], 4 * channels
         sizes = [-(-img_size // 2**level) for level in range(len(widths))]  # halved, rounded up
         self.shape, self.sizes, self.skips = (in_channels, img_size, img_size), sizes, skips
@@ -79,11 +89,13 @@ class ASCEND(nn.Module):
 
         self.time_embed = TimeEmbedding(channels)
         self.label_embed = LabelEmbedding(num_classes, emb) if num_classes else None
-        self.pooled_embed = nn.Linear(pooled_dim, emb, bias=False) if pooled_dim else None
+        self.pooled_embed = PooledText(pooled_dim, emb) if pooled_dim else None
         self.null_text = nn.Parameter(0.02 * torch.randn(text_dim)) if text_dim else None
 
+        joint = text_attention == "joint"
+
         def unit(kind, level, joined=False, attends=False):
-            inner = dict(emb=emb, head_dim=head_dim, text_dim=text_dim if attends else 0)
+            inner = dict(emb=emb, head_dim=head_dim, text_dim=text_dim if attends else 0, joint=joint)
             if kind == "residual":
                 return Residual(widths[level], joined, attends, dropout=dropout, group_width=group_width, **inner)
             return SwinPair(widths[level], joined, sizes[level], window_size, mlp_ratio, **inner)
@@ -98,7 +110,7 @@ class ASCEND(nn.Module):
             if level < len(widths) - 1:
                 stage["down"] = down(widths[level], widths[level + 1])
             self.encoder.append(stage)
-        middle = dict(dropout=dropout, group_width=group_width, emb=emb, head_dim=head_dim)
+        middle = dict(dropout=dropout, group_width=group_width, emb=emb, head_dim=head_dim, joint=joint)
         self.middle = nn.ModuleList([
             Residual(widths[-1], False, True, text_dim=text_dim, **middle),
             Residual(widths[-1], False, False, text_dim=0, **middle),
@@ -144,8 +156,7 @@ class ASCEND(nn.Module):
             text = as_text(y, self.text_dim)
             tokens, mask = null_for_empty(text, self.null_text)
             tokens = tokens.to(dtype)
-            if self.pooled_embed is not None and text.pooled is not None:
-                emb = emb + self.pooled_embed(text.pooled.to(dtype))
+            emb = emb if self.pooled_embed is None else self.pooled_embed(emb, text)
         return F.silu(emb), tokens, mask
 
     def null(self, y):
@@ -154,53 +165,49 @@ class ASCEND(nn.Module):
 
 
 class SwinPair(nn.Module):
-    """Maps (B, c, H, W), or twice the channels if `joined`: two Swin blocks, the second shifted, then the text."""
+    """Maps (B, c, H, W), or twice the channels if `joined`: two Swin blocks, the second shifted, then the text.
 
-    def __init__(self, width, joined, size, window_size, mlp_ratio, *, emb, head_dim, text_dim):
+    joint: both blocks hear the text in their windows, and nothing comes after them.
+    """
+
+    def __init__(self, width, joined, size, window_size, mlp_ratio, *, emb, head_dim, text_dim, joint=False):
         super().__init__()
+        self.joint = joint and text_dim > 0
         self.join = nn.Linear(2 * width, width) if joined else nn.Identity()
         shape = (width, heads(width, head_dim), (size, size), window_size)
-        self.blocks = nn.ModuleList(SwinBlock(*shape, s, mlp_ratio, emb) for s in (0, window_size // 2))
+        kind, more = (TextSwinBlock, (text_dim,)) if self.joint else (SwinBlock, ())
+        self.blocks = nn.ModuleList(kind(*shape, s, mlp_ratio, emb, *more) for s in (0, window_size // 2))
         for block in self.blocks:
             zeroed(block.modulation)
-        self.listen = Listen(width, head_dim, text_dim) if text_dim else None
+        self.listen = Listen(width, heads(width, head_dim), text_dim) if text_dim and not joint else None
 
     def forward(self, x, emb, text=None, mask=None):
         x = self.join(x.permute(0, 2, 3, 1))  # (B, H, W, c): the map stays as it lies in memory, channels last
         for block in self.blocks:
-            x = block(x, emb)
+            x = block(x, emb, text, mask) if self.joint else block(x, emb)
         x = x if self.listen is None else self.listen(x, text, mask)
         return x.permute(0, 3, 1, 2)
 
 
 class Residual(nn.Module):
-    """Maps (B, c, H, W), or twice the channels if `joined`: ADM's residual block, self-attention, then the text."""
+    """Maps (B, c, H, W), or twice the channels if `joined`: ADM's residual block, self-attention, then the text.
 
-    def __init__(self, width, joined, attends, *, emb, head_dim, dropout, group_width, text_dim):
+    joint: the text is heard in the self-attention, as in GLIDE, and nothing comes after it.
+    """
+
+    def __init__(self, width, joined, attends, *, emb, head_dim, dropout, group_width, text_dim, joint=False):
         super().__init__()
         heads(width, head_dim)
         self.block = Block(
             2 * width if joined else width, width, emb=emb, dropout=dropout, scale_shift_norm=True,
-            group_width=group_width, num_heads=0, num_head_channels=head_dim, qkv_order="new", text_dim=0,
-            attends=attends,
+            group_width=group_width, num_heads=0, num_head_channels=head_dim, qkv_order="new",
+            text_dim=text_dim if joint else 0, attends=attends,
         )  # fmt: skip
-        self.listen = Listen(width, head_dim, text_dim) if text_dim else None
+        self.listen = Listen(width, heads(width, head_dim), text_dim) if text_dim and not joint else None
 
     def forward(self, x, emb, text=None, mask=None):
-        x = self.block(x, emb)
+        x = self.block(x, emb, None if text is None else Text(text, mask))
         return x if self.listen is None else self.listen(x.permute(0, 2, 3, 1), text, mask).permute(0, 3, 1, 2)
-
-
-class Listen(nn.Module):
-    """Every place of a map (B, H, W, c) asks the text (B, L, text_dim)."""
-
-    def __init__(self, width, head_dim, text_dim):
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.cross = CrossAttention(width, heads(width, head_dim), bias=True, text_dim=text_dim)
-
-    def forward(self, x, text, mask=None):
-        return x + self.cross(self.norm(x).flatten(1, 2), text, mask).view_as(x)
 
 
 class PatchMerge(PatchMerging):
@@ -241,7 +248,7 @@ def heads(width, head_dim):
     return width // head_dim
 
 
-def check(encoder, decoder, resample, counts, channel_mult, num_classes, text_dim, pooled_dim):
+def check(encoder, decoder, resample, text_attention, counts, channel_mult):
     """Raise ValueError for choices that are unknown or do not fit together."""
     if encoder not in KINDS:
         raise unknown_name("encoder", encoder, KINDS)
@@ -249,13 +256,11 @@ def check(encoder, decoder, resample, counts, channel_mult, num_classes, text_di
         raise unknown_name("decoder", decoder, KINDS)
     if resample not in RESAMPLES:
         raise unknown_name("resample", resample, RESAMPLES)
+    if text_attention not in TEXT_ATTENTIONS:
+        raise unknown_name("text_attention", text_attention, TEXT_ATTENTIONS)
     if len(counts) != len(channel_mult):
         levels = len(channel_mult)
         raise ValueError(f"num_blocks must be one number or {levels}, as channel_mult has levels, got {len(counts)}")
-    if num_classes and text_dim:
-        raise ValueError(f"choose labels (num_classes={num_classes}) or text (text_dim={text_dim}), not both")
-    if pooled_dim and not text_dim:
-        raise ValueError(f"pooled_dim={pooled_dim} belongs to text: set text_dim too")
 
 
 TEXT = dict(text_dim=1024, pooled_dim=1024, attn_resolutions=(32, 16, 8))

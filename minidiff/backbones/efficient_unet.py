@@ -29,8 +29,10 @@ from minidiff.backbones.registry import register_model
 from minidiff.errors import unknown_name
 from minidiff.layers import (
     LabelEmbedding,
+    PooledText,
     as_text,
     attention,
+    check_condition,
     check_halving,
     merge_heads,
     no_text,
@@ -66,15 +68,12 @@ class EfficientUNet(nn.Module):
             raise unknown_name("attention", attention, ATTENTIONS)
         if len(channels) != len(num_blocks):
             raise ValueError(f"num_blocks must have {len(channels)} numbers, as channels has, got {tuple(num_blocks)}")
-        if num_classes and text_dim:
-            raise ValueError(f"choose labels (num_classes={num_classes}) or text (text_dim={text_dim}), not both")
-        if pooled_dim and not text_dim:
-            raise ValueError(f"pooled_dim={pooled_dim} belongs to text: set text_dim too")
+        check_condition(num_classes, text_dim, pooled_dim)
         self.shape, self.divisor = (in_channels, img_size, img_size), 2 ** len(channels)
         self.num_classes, self.text_dim, emb = num_classes, text_dim, 4 * channels[0]
         self.time_embed, self.low_res_embed = TimeEmbedding(channels[0]), TimeEmbedding(channels[0])
         self.label_embed = LabelEmbedding(num_classes, emb) if num_classes else None
-        self.pooled_embed = nn.Linear(pooled_dim, emb, bias=False) if pooled_dim else None
+        self.pooled_embed = PooledText(pooled_dim, emb) if pooled_dim else None
         self.null_text = nn.Parameter(0.02 * torch.randn(text_dim)) if text_dim else None
 
         self.conv_in = nn.Conv2d(2 * in_channels, channels[0], 3, padding=1)
@@ -115,8 +114,7 @@ class EfficientUNet(nn.Module):
             text = as_text(y, self.text_dim)
             tokens, mask = null_for_empty(text, self.null_text)
             tokens = tokens.to(dtype)
-            if self.pooled_embed is not None and text.pooled is not None:
-                emb = emb + self.pooled_embed(text.pooled.to(dtype))
+            emb = emb if self.pooled_embed is None else self.pooled_embed(emb, text)
         return F.silu(emb), tokens, mask
 
     def null(self, y):

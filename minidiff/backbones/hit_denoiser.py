@@ -33,7 +33,9 @@ from minidiff.backbones.hit import (
 from minidiff.backbones.registry import register_model
 from minidiff.layers import (
     LabelEmbedding,
+    PooledText,
     as_text,
+    check_condition,
     check_images,
     no_text,
     null_for_empty,
@@ -61,17 +63,14 @@ class HiT(nn.Module):
         text_dim=0, pooled_dim=0,
     ):  # fmt: skip
         super().__init__()
-        if num_classes and text_dim:
-            raise ValueError(f"choose labels (num_classes={num_classes}) or text (text_dim={text_dim}), not both")
-        if pooled_dim and not text_dim:
-            raise ValueError(f"pooled_dim={pooled_dim} belongs to text: set text_dim too")
+        check_condition(num_classes, text_dim, pooled_dim)
         sizes = stage_sizes(img_size, widths, depths, num_heads, block_sizes, attn_type=attn_type)
         self.shape, self.emb_dim, self.latent_tokens = (in_channels, img_size, img_size), emb_dim, latent_tokens
         self.num_classes, self.text_dim = num_classes, text_dim
 
         self.time_embed = nn.Sequential(nn.Linear(emb_dim, emb_dim), nn.SiLU(), nn.Linear(emb_dim, emb_dim))
         self.label_embed = LabelEmbedding(num_classes, emb_dim) if num_classes else None
-        self.pooled_embed = nn.Linear(pooled_dim, emb_dim, bias=False) if pooled_dim else None
+        self.pooled_embed = PooledText(pooled_dim, emb_dim) if pooled_dim else None
         self.latent = LatentTokens(emb_dim, latent_tokens, widths[0], "layer")
         self.text_embed = nn.Sequential(nn.Linear(text_dim, widths[0]), LayerNorm(widths[0])) if text_dim else None
         self.null_text = nn.Parameter(0.02 * torch.randn(text_dim)) if text_dim else None
@@ -117,8 +116,7 @@ class HiT(nn.Module):
         if not self.text_dim:
             return self.latent(F.silu(emb)), None
         text = as_text(y, self.text_dim)
-        if self.pooled_embed is not None and text.pooled is not None:
-            emb = emb + self.pooled_embed(text.pooled.to(dtype))
+        emb = emb if self.pooled_embed is None else self.pooled_embed(emb, text)
         tokens, mask = null_for_empty(text, self.null_text)
         latent = self.latent(F.silu(emb)).expand(len(tokens), -1, -1)
         latent = torch.cat([latent, self.text_embed(tokens.to(dtype))], dim=1)
