@@ -33,6 +33,7 @@ from minidiff.layers import (
     Mlp,
     as_text,
     attention,
+    check_condition,
     check_images,
     merge_heads,
     no_text,
@@ -53,7 +54,7 @@ class IUViT(nn.Module):
     dwconv, rearrange_first: the two changes to U-ViT. patch_size^2 must divide embed_dim for the second.
     num_classes: y is labels (B,) from 0, num_classes itself for 'none'.
     text_dim: y is Text with tokens (B, L, text_dim), L of any size, or the bare tokens; pooled_dim: the width of
-    y.pooled, a missing one is zeros. text_attention: "cross" or "joint".
+    y.pooled, a missing one is zeros. text_attention: "cross" or "joint", whose weights are as many with mlp_ratio + 1.
     Raises ValueError for an unknown choice and for sizes that do not fit together.
     """
 
@@ -63,11 +64,10 @@ class IUViT(nn.Module):
         text_attention="cross",
     ):  # fmt: skip
         super().__init__()
-        check_trunk(img_size, patch_size, depth, num_classes, text_dim)
+        check_trunk(img_size, patch_size, depth)
+        check_condition(num_classes, text_dim, pooled_dim)
         if text_attention not in TEXT_ATTENTIONS:
             raise unknown_name("text_attention", text_attention, TEXT_ATTENTIONS)
-        if pooled_dim and not text_dim:
-            raise ValueError(f"pooled_dim={pooled_dim} belongs to text: set text_dim too")
         self.shape, self.embed_dim, self.num_classes = (in_channels, img_size, img_size), embed_dim, num_classes
         self.text_dim, self.pooled_dim = text_dim, pooled_dim
         self.extras, grid = 1 + bool(num_classes), img_size // patch_size

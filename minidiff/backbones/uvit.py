@@ -7,10 +7,12 @@ long skips join its lower half with its upper half, as in a U-Net. Read `UViT.fo
 
 Differences from the paper: `num_classes` counts real classes, and the table has one row more, its last, for 'no label'
 (the original counts that row, 1001 for ImageNet; `null_label=False` leaves it out); a text may have a mask, padding
-then counts nowhere. `skip` and `time_as` offer the other rows of the paper's ablation (table 1).
+then counts nowhere, and a text without any token is the empty prompt; its pooled vector can be added to the time.
+`skip` and `time_as` offer the other rows of the paper's ablation (table 1).
 """
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from minidiff.backbones.registry import register_model
@@ -19,8 +21,10 @@ from minidiff.layers import (
     Attention,
     LabelEmbedding,
     Mlp,
+    PooledText,
     Text,
     as_text,
+    check_condition,
     check_images,
     null_labels,
     timestep_embedding,
@@ -38,8 +42,9 @@ class UViT(nn.Module):
     trained in continuous time, 1 .. 1000 for ImageNet H and COCO.
     mlp_time_embed: the sinusoidal time goes through an MLP; in all published models it is a token as it is.
     num_classes: y is labels (B,) from 0, num_classes itself for 'none', unless null_label is False.
-    text_dim, num_text_tokens: y is Text or bare tokens (B, num_text_tokens, text_dim). `null_text`, the tokens of the
-    empty prompt, are zeros until `network.null_text.copy_(...)`; checkpoints hold them.
+    text_dim, num_text_tokens: y is Text or bare tokens (B, num_text_tokens, text_dim); fewer, if there is a mask.
+    `null_text`, the tokens of the empty prompt, are zeros until `network.null_text.copy_(...)`; checkpoints hold them.
+    pooled_dim: the width of y.pooled, a missing one adds nothing; 0 in all published models.
     skip: how an upper block takes in the lower one's tokens: "concat" (and a linear map), "add" or "none".
     time_as: "token", or "adaln": every LayerNorm gets scale and shift from the time instead.
     conv: a 3x3 convolution after the linear head. Raises ValueError for an unknown choice.
@@ -48,10 +53,11 @@ class UViT(nn.Module):
     def __init__(
         self, img_size=32, patch_size=2, in_channels=3, embed_dim=512, depth=12, num_heads=8, mlp_ratio=4.0,
         qkv_bias=False, mlp_time_embed=False, num_classes=0, null_label=True, text_dim=0, num_text_tokens=77,
-        skip="concat", time_as="token", conv=True,
+        skip="concat", time_as="token", conv=True, pooled_dim=0,
     ):  # fmt: skip
         super().__init__()
-        check_trunk(img_size, patch_size, depth, num_classes, text_dim)
+        check_trunk(img_size, patch_size, depth)
+        check_condition(num_classes, text_dim, pooled_dim)
         if skip not in SKIPS:
             raise unknown_name("skip", skip, SKIPS)
         if time_as not in TIMES:
@@ -66,6 +72,7 @@ class UViT(nn.Module):
         labels = num_classes if null_label else num_classes - 1  # LabelEmbedding adds a row
         self.label_embed = LabelEmbedding(labels, embed_dim) if num_classes else None
         self.text_embed = nn.Linear(text_dim, embed_dim) if text_dim else None
+        self.pooled_embed = PooledText(pooled_dim, embed_dim) if pooled_dim else None
         if text_dim:
             self.register_buffer("null_text", torch.zeros(num_text_tokens, text_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, self.extras + grid**2, embed_dim))
@@ -84,7 +91,11 @@ class UViT(nn.Module):
     def forward(self, x, time, y=None):
         check_images(x, self.shape, time, y)
         time = timestep_embedding(time, self.embed_dim, order="cos_sin", divisor="half").to(x.dtype)
-        time = self.time_embed(time)[:, None]  # (B or 1, 1, d)
+        time = self.time_embed(time)
+        if self.text_dim:
+            y = self.full_text(y)
+            time = time if self.pooled_embed is None else self.pooled_embed(time, y)
+        time = time[:, None]  # (B or 1, 1, d)
         patches = self.patch_embed(x).flatten(2).transpose(1, 2)  # (B, N, d)
         tokens, mask = self.join(time, patches, y)
         tokens = tokens + self.pos_embed
@@ -105,11 +116,10 @@ class UViT(nn.Module):
         tokens, batch = [patches], len(patches)
         mask = None
         if self.text_embed is not None:
-            text = self.text_of(y)
-            tokens.insert(0, self.text_embed(text.tokens.to(patches.dtype)))
-            if text.mask is not None:
-                always = text.mask.new_ones(batch, patches.shape[1])
-                mask = torch.cat([always[:, : self.time_as == "token"], text.mask, always], dim=1)
+            tokens.insert(0, self.text_embed(y.tokens.to(patches.dtype)))
+            if y.mask is not None:
+                always = y.mask.new_ones(batch, patches.shape[1])
+                mask = torch.cat([always[:, : self.time_as == "token"], y.mask, always], dim=1)
         if self.time_as == "token":
             tokens.insert(0, time.expand(batch, -1, -1))
         if self.label_embed is not None:
@@ -117,22 +127,38 @@ class UViT(nn.Module):
         return torch.cat(tokens, dim=1), mask
 
     def text_of(self, y):
-        """The condition y as Text; ValueError unless it has as many tokens as there are positions for them."""
+        """The condition y as Text; ValueError unless there are positions for its tokens, and tokens for all of them."""
         text, positions = as_text(y, self.text_dim), len(self.null_text)
-        if text.tokens.shape[1] != positions:
+        length = text.tokens.shape[1]
+        if length > positions or (length < positions and text.mask is None):
             raise ValueError(
-                f"texts must have {positions} tokens, the positions of this network, got {text.tokens.shape[1]}; pad"
-                " them and set the mask to False there"
+                f"texts must have {positions} tokens, the positions of this network, or fewer and a mask, got {length};"
+                " pad or cut them, or make a network of other num_text_tokens"
             )
         return text
+
+    def full_text(self, y):
+        """The condition y as Text of all positions; with a mask, a row without any token is the empty prompt's."""
+        text = self.text_of(y)
+        if text.mask is None:
+            return text
+        more = len(self.null_text) - text.mask.shape[1]
+        tokens, mask = F.pad(text.tokens, (0, 0, 0, more)), F.pad(text.mask, (0, more))
+        some = mask.any(dim=1, keepdim=True)  # (B, 1)
+        tokens = torch.where(some[..., None], tokens, self.null_text.to(tokens.dtype))
+        return Text(tokens, mask | ~some, text.pooled)
 
     def null(self, y):
         """The condition of the shape of y that means 'none': the null label, or the tokens of the empty prompt."""
         if self.text_embed is not None:
             text = self.text_of(y)
-            tokens = self.null_text.to(text.tokens).expand_as(text.tokens)
-            mask = None if text.mask is None else torch.ones_like(text.mask)
-            return tokens if isinstance(y, torch.Tensor) else Text(tokens, mask, text.pooled)  # pooled: never read
+            length = text.tokens.shape[1]
+            tokens = self.null_text[:length].to(text.tokens).expand_as(text.tokens)
+            if isinstance(y, torch.Tensor):
+                return tokens
+            whole = length == len(self.null_text)  # else no token counts: `full_text` puts the empty prompt there
+            mask = None if text.mask is None else torch.full_like(text.mask, whole)
+            return Text(tokens, mask, None if text.pooled is None else torch.zeros_like(text.pooled))
         if self.num_classes and not self.null_label:
             raise ValueError("this network has no null label (null_label=False): drop guidance and p_uncond")
         return null_labels(y, self.num_classes)
@@ -188,14 +214,12 @@ def init_weights(layer):
             nn.init.zeros_(layer.bias)
 
 
-def check_trunk(img_size, patch_size, depth, num_classes, text_dim):
+def check_trunk(img_size, patch_size, depth):
     """Raise ValueError for sizes that do not fit together."""
     if img_size % patch_size:
         raise ValueError(f"img_size must be divisible by patch_size, got {img_size} and {patch_size}")
     if depth % 2 or depth < 0:
         raise ValueError(f"depth must be even: half of it below the middle block and half above, got {depth}")
-    if num_classes and text_dim:
-        raise ValueError(f"choose labels (num_classes={num_classes}) or text (text_dim={text_dim}), not both")
 
 
 SIZES = {  # 500k iterations reach these FIDs, if no other number stands there (their table of models)
