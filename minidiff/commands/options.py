@@ -93,7 +93,7 @@ class Train:
     seed: int = 0  # Of the first weights, the order of pictures, noise and dropout.
 
     # --- machine
-    amp: Literal["bf16", "fp16"] | None = None  # Mixed precision, on CUDA.
+    amp: Literal["bf16", "fp16"] | None = None  # Mixed precision; recipes have it on CUDA alone.
     compile: bool = False  # torch.compile the network.
     checkpoint_activations: bool = False  # Compute activations twice instead of keeping them.
     accumulate: int = 1  # Parts that a batch is computed in.
@@ -107,6 +107,9 @@ class Train:
     track: tuple[Literal["tensorboard", "wandb"], ...] = ()  # Where else to log.
     sample_every: int | None = None  # Steps between grids of samples, in samples/.
     sampling: Pairs = field(default_factory=dict)  # Arguments of minidiff.sample for them, and for `minidiff sample`.
+    features: Literal["digits", "emoji", "inception"] | None = None  # Log distances to the data, on these features.
+    evaluate_every: int | None = None  # Steps between them; by default as checkpoints.
+    evaluate_num: int = 1000  # Pictures to draw for them.
 
 
 @dataclass

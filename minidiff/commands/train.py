@@ -17,7 +17,7 @@ MODEL = ("network", "arguments", "schedule", "schedule_options", "prediction", "
 TRAINER = ("steps", "batch_size", "lr", "warmup", "decay", "final_lr", "betas", "weight_decay", "clip", "ema",
            "ema_warmup", "ema_halflife", "weight", "times", "p_uncond", "seed", "amp", "compile",
            "checkpoint_activations", "accumulate", "parallel", "workers", "save_every", "keep", "log_every", "track",
-           "sample_every", "sampling", "stop_after", "processes", "device", "progress")  # fmt: skip
+           "sample_every", "sampling", "evaluate_every", "stop_after", "processes", "device", "progress")  # fmt: skip
 RESUME = {"yes": True, "no": False, "changed": "changed"}
 
 
@@ -161,6 +161,7 @@ def train(options):
     say(f"{options.recipe or options.network}: {weights:,} weights, {options.steps} steps of {options.batch_size} on "
         f"{options.device}, in {folder}")
     history = Trainer(diffusion, dataset, folder=str(folder), encode=encode, on_step=write_config,
+                      evaluate=evaluation(options, diffusion, dataset),
                       resume=RESUME[options.resume], **{name: getattr(options, name) for name in TRAINER}).run()
     say(f"{history} in {folder}\nnow: minidiff sample {folder}")
     return history
@@ -239,6 +240,20 @@ def condition(options, known, dataset, encode):
     if known.get("text_dim") and hasattr(encode, "dim"):
         return {"text_dim": encode.dim} | ({"pooled_dim": encode.pooled_dim} if known.get("pooled_dim") else {})
     return {}
+
+
+def evaluation(options, diffusion, dataset):
+    """What Trainer calls to measure distances to the data; None where they were not asked for."""
+    if options.features is None:
+        return None
+    from minidiff.commands.evaluate import chosen_features
+    from minidiff.training import distance_to
+
+    if diffusion.latents is not None or hasattr(dataset, "stream"):
+        raise ValueError(f"--features {options.features}: distances are those of pictures, to a data set that can be read "
+                         "by number; leave it out here, and use minidiff evaluate.")
+    sampling = {key: value for key, value in options.sampling.items() if key != "prompts"}
+    return distance_to(dataset, chosen_features(options, diffusion)[0], options.evaluate_num, **sampling)
 
 
 def cuda():
