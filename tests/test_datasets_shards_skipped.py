@@ -137,10 +137,13 @@ def test_one_lane_of_missing_shards_does_not_stop_a_run(folder):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_error_only_if_nothing_can_be_used(folder, workers):
+def test_an_error_only_if_nothing_can_be_used(folder, tmp_path, workers):
     data = load(folder, keep=lambda about: about["no such field"])
     with pytest.raises(ValueError, match=r"no usable sample in \d+ shards .*keep failed with KeyError"):
         take(data, 1, workers=workers)
+    with pytest.raises(ValueError, match=r"in 1 shards in a row, .*6 skipped \(6 no caption\)"):
+        one = make_tar(tmp_path / "a.tar", {str(n): sample(n, txt=b"") for n in range(6)})
+        take(load(one), 1)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")

@@ -150,10 +150,9 @@ def index(file):
     numbers, rows = {}, []
     length, truncated = file.seek(0, io.SEEK_END), False
     for name, offset, size in _members(file):
-        if name is None:
+        if name is None:  # also where the member before it was cut
             truncated = True
             break
-        truncated |= offset + size > length
         folder, _, base = name.rpartition("/")
         key, _, ending = base.partition(".")
         part = ENDINGS.get(ending.lower())
