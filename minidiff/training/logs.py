@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 from pathlib import Path
 
 from minidiff.errors import unknown_name
@@ -52,13 +53,16 @@ class Log:
         row = io.StringIO()
         writer = csv.DictWriter(row, columns, lineterminator="\n")
         path = self.folder / name
+        before = path.stat().st_size if path.exists() else 0
+        if not before:
+            writer.writeheader()
+        writer.writerow({key: f"{x:.6g}" if isinstance(x, float) else x for key, x in values.items()})
         try:
-            if not path.exists():
-                writer.writeheader()
-            writer.writerow({key: f"{x:.6g}" if isinstance(x, float) else x for key, x in values.items()})
             with path.open("a", encoding="utf-8") as file:
                 file.write(row.getvalue())
         except OSError as error:  # a full disk must not end a run whose checkpoints may still find room
+            if path.exists():
+                os.truncate(path, before)  # no half row
             print(f"step {values['step']} is missing in {path}: {error.strerror}")
 
     def _keep(self, name, columns, step):
@@ -66,11 +70,13 @@ class Log:
         path = None if self.folder is None else self.folder / name
         if path is None or not path.exists():
             return
-        head, *rows = path.read_text(encoding="utf-8").splitlines(keepends=True) or [""]
+        text = path.read_text(encoding="utf-8")
+        head, *rows = [line for line in text.splitlines(keepends=True) if line.endswith("\n")] or [""]
         if columns and head.strip() != ",".join(columns):
             rows, head = [], ",".join(columns) + "\n"
-        whole = [row for row in rows if row.endswith("\n") and row.split(",")[0].isdigit()]
-        write_text(path, head + "".join(row for row in whole if int(row.split(",")[0]) <= step))
+        kept = head + "".join(row for row in rows if int(row.split(",")[0]) <= step)
+        if kept != text:
+            write_text(path, kept)
 
 
 def read_log(folder, name="log.csv"):
