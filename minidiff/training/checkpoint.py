@@ -41,19 +41,27 @@ def save_checkpoint(folder, keep, world, arguments, model, ema, optimizer, scale
     if world.rank:
         return
     path = Path(folder) / f"checkpoint-{history.step:08d}.safetensors"
-    for older in [*checkpoints(folder)[1:][::-1], None]:  # the oldest first; the newest one stays whatever happens
+    while True:
         try:
             write_tensors(path, tensors, about)
             break
         except OSError as error:
-            if error.errno != errno.ENOSPC or older is None:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not _make_room(folder):
                 raise
-            older.unlink()
     for other in checkpoints(folder):  # those of later steps are of a run that was started anew in this folder
         if other.name > path.name:
             other.unlink()
     for older in checkpoints(folder)[keep:]:
         older.unlink()
+
+
+def _make_room(folder):
+    """Remove the oldest checkpoint but the newest whole one, which stays whatever happens; False if it is alone."""
+    newest = newest_whole(folder) if checkpoints(folder) else None
+    spare = [path for path in checkpoints(folder) if newest and path != newest[0]]
+    if spare:
+        spare[-1].unlink()
+    return bool(spare)
 
 
 def sweep(folder):
@@ -75,6 +83,9 @@ def newest_whole(folder):
         except ValueError:
             broken.append(path)
             continue
+        if not isinstance(about, dict) or "arguments" not in about:
+            raise ValueError(f"{path} has the name of a checkpoint, and is a safetensors file of another kind: no run "
+                             "has written it. Move it elsewhere, or give another folder.")
         if broken:
             print(f"passed over {', '.join(file.name for file in broken)}: truncated")
         return path, about
