@@ -3,6 +3,7 @@
 Where several processes train, each takes its part of the same whole batch, whatever their number.
 """
 
+import contextlib
 import hashlib
 import itertools
 import random
@@ -26,6 +27,8 @@ def shuffled(count, batch_size, seed, device="cpu"):
 
     A batch may reach from one epoch into the next; every item is seen once an epoch.
     """
+    if count < 1:
+        raise ValueError("the data set is empty: it needs at least one picture. Look at its folder and its filters.")
 
     @lru_cache(maxsize=2)
     def epoch(number):
@@ -188,20 +191,26 @@ class _Seeded(torch.utils.data.Dataset):
 
     def __getitems__(self, pairs):
         if hasattr(self.dataset, "__getitems__"):  # a set that makes a batch at once draws once for all of it
-            self._seed(pairs[0][1])
-            return self.dataset.__getitems__([index for index, _ in pairs])
+            with _seeded(stream_seed(self.seed, "item", pairs[0][1])):
+                return self.dataset.__getitems__([index for index, _ in pairs])
         return [self[pair] for pair in pairs]
 
     def __getitem__(self, pair):
         index, number = pair
-        self._seed(number)
-        return self.dataset[index]
+        with _seeded(stream_seed(self.seed, "item", number)):
+            return self.dataset[index]
 
-    def _seed(self, number):
-        seed = stream_seed(self.seed, "item", number)
-        torch.manual_seed(seed)
-        if torch.utils.data.get_worker_info() is not None:  # in the main process Python's are the caller's
-            random.seed(seed)
+
+@contextlib.contextmanager
+def _seeded(seed):
+    """Inside, torch's and Python's random numbers are those of `seed`; Python's are the caller's again afterwards."""
+    torch.manual_seed(seed)
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 def _repeat(loader):
