@@ -1,6 +1,7 @@
 """How the weights move: AdamW, its learning rate over the steps, and one step with clipping and the guard."""
 
 import math
+import warnings
 
 import torch
 
@@ -24,7 +25,7 @@ class Optimisation:
     """AdamW on the trained weights of a model, one kernel for all (on a CPU that is 6 times faster than a plain loop).
 
     rate   function step -> learning rate, or None and
-    scheduler  a function optimizer -> scheduler of torch.optim.lr_scheduler, stepped after each step
+    scheduler  a function optimizer -> scheduler of torch.optim.lr_scheduler, stepped after each step: `go_to`
     clip   largest norm of the gradient, None for no limit
     amp    "fp16" scales the loss so that small gradients survive, and skips steps that overflow
     With sharded weights it works on this process's parts.
@@ -35,8 +36,24 @@ class Optimisation:
         self.parts = [torch.nn.Parameter(local(weight)) for weight in weights] if world.mesh else weights
         self.optimizer = torch.optim.AdamW(self.parts, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=amp == "fp16")
-        self.scheduler = scheduler(self.optimizer) if scheduler else None
-        self.gradient_norm = None
+        self.make_scheduler, self.lr, self.gradient_norm = scheduler, lr, None
+        self.go_to(0)
+
+    def go_to(self, step):
+        """Put a scheduler where it is after `step` steps. It is made anew, since its state also holds old arguments."""
+        self.scheduler = None
+        if self.make_scheduler is None:
+            return
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr
+        self.scheduler = self.make_scheduler(self.optimizer)
+        if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            raise ValueError("decay: ReduceLROnPlateau waits for a metric, and a run tells its scheduler of steps "
+                             "only; take another one of torch.optim.lr_scheduler, or 'cosine'.")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the optimiser made no step
+            for _ in range(step):
+                self.scheduler.step()
 
     @torch.no_grad()
     def step(self, number, loss):
@@ -44,7 +61,9 @@ class Optimisation:
         if self.world.mesh:
             for part, weight in zip(self.parts, self.weights):
                 part.grad = None if weight.grad is None else local(weight.grad)
-        if self.scaler.is_enabled():
+        if self.scaler.is_enabled():  # which skips steps that are not finite: so all of them once something broke
+            grad = next(part.grad for part in self.parts if part.grad is not None)
+            grad.add_(torch.where(self.guard.broken.bool(), math.inf, 0.0))
             self.scaler.unscale_(self.optimizer)
         norms, self.gradient_norm = self._norms()
         self.guard.watch(norms, self.gradient_norm, loss, self.scaler.is_enabled())

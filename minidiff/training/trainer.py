@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from minidiff.checkpoints import describe
+from minidiff.diffusion import check_labels
 from minidiff.images import save_grid
 from minidiff.training.checkpoint import load_checkpoint, save_checkpoint, sweep, trained
 from minidiff.training.data import batches, stream_seed
@@ -90,6 +91,7 @@ class Trainer:
         fixed |= {"steps": steps} if decay else {}
         fixed |= {"ema_halflife": ema_halflife} if ema_halflife else {}
         _check(steps, fixed, decay, accumulate, self.world)
+        _check_whole(batch_size=batch_size, save_every=save_every, keep=keep, log_every=log_every)
         self.diffusion, self.dataset, self.steps, self.batch_size = diffusion, dataset, steps, batch_size
         self.weight, self.times, self.p_uncond, self.seed = weight, times, p_uncond, seed
         self.folder, self.save_every, self.keep, self.stop_after = folder, save_every, keep, stop_after
@@ -100,17 +102,19 @@ class Trainer:
 
         device = self.world.device
         diffusion.to(device).train()
+        self.world.agree(diffusion)
         if compile and device.type == "cuda":  # not in eager mode: each group norm would transpose twice
             diffusion.network.to(memory_format=torch.channels_last)
         _checkpoint_activations(diffusion.network, checkpoint_activations)
         self.arguments = fixed | _identity(diffusion)
-        # A copy on no device, to hold the whole weights at the end where each process has only a part of them.
-        self.blank = copy.deepcopy(diffusion).to("meta") if self.world.mesh else None
+        # A copy without weights, to hold the whole ones at the end where each process has only a part of them.
+        bare = {id(weight): nn.Parameter(weight.detach().to("meta"), False) for weight in diffusion.parameters()}
+        self.blank = copy.deepcopy(diffusion, bare).eval() if self.world.mesh else None
         halflife = ema_halflife and (ema_halflife, batch_size)
         self.ema = EMA(diffusion, ema, ema_warmup, halflife) if ema is not None or ema_halflife else None
-        self.model = self.world.wrap(_Losses(diffusion))
+        self.model = self.world.wrap(_Losses(diffusion), diffusion.network)
         if self.world.mesh and self.ema:
-            self.world.shard(_Losses(self.ema.model))
+            self.world.shard(self.ema.model.network)
             self.ema.follow(diffusion)
         weights = trained(diffusion)
         self.guard = Guard([name for name, _ in weights], device)
@@ -120,7 +124,7 @@ class Trainer:
             rate=None if callable(decay) else lambda step: learning_rate(step, steps, lr, warmup, decay, final_lr),
         )  # fmt: skip
         self.history = History(steps, batch_size, device, self.ema)
-        self.positions = {}  # of a stream after each step since the last report
+        self.positions = {}  # of a stream after each step from the last report on
         self.position = None
         self._resume(resume)
         self.log = Log(folder if self.world.rank == 0 else None, track if self.world.rank == 0 else (),
@@ -137,8 +141,10 @@ class Trainer:
             for step in range(self.first, self.steps):
                 images, y, position = next(stream)
                 if step == self.first:
-                    self.diffusion.check_batch(images, y)  # value by value: this model may have seen other data before
+                    self._check_data(images, y)
                 losses, t = self._backward(images, y, step)
+                if step == self.first:
+                    self._check_gradients()
                 self.optimisation.step(step, losses.mean())
                 if self.ema:
                     self.ema.update(step)
@@ -161,9 +167,24 @@ class Trainer:
         """The undivided copy, on the CPU, of a model whose weights the processes share. All of them have to call it."""
         if not self.world.mesh:
             return model
-        copied = copy.deepcopy(self.blank).to_empty(device="cpu").eval().requires_grad_(False)
-        copied.load_state_dict({name: full(tensor).cpu() for name, tensor in model.state_dict().items()})
-        return copied
+        copied = copy.deepcopy(self.blank)
+        copied.load_state_dict({name: full(tensor) for name, tensor in model.state_dict().items()}, assign=True)
+        return copied.cpu()
+
+    def _check_data(self, images, y):
+        """The first batch value by value, as this model may have seen other data before, and labels if all are here."""
+        self.diffusion.check_batch(images, y)
+        labels = getattr(self.dataset, "labels", None) if hasattr(self.dataset, "images") else None
+        if labels is not None and getattr(self.diffusion.network, "num_classes", 0):
+            check_labels(self.diffusion.network, torch.as_tensor(labels), len(labels))
+
+    def _check_gradients(self):
+        """With DDP a weight that gets no gradient would keep the others waiting, which it says in words of its own."""
+        idle = [name for name, weight in trained(self.diffusion) if weight.grad is None]
+        if idle and self.world.parallel == "ddp":
+            raise ValueError(f"{', '.join(idle[:6])}{' ...' * (len(idle) > 6)}: no gradient reaches {len(idle)} "
+                             "weights of the network, and parallel='ddp' waits for all. Remove them, freeze them with "
+                             "requires_grad_(False), or take parallel='fsdp'.")
 
     # --- one step ------------------------------------------------------------------------------------------------
 
@@ -207,6 +228,7 @@ class Trainer:
             return
         if self.guard.is_broken():
             self._stop_broken()
+        self.positions = {key: place for key, place in self.positions.items() if key == step}
         loss, by_time = self.history.reduce(self.world)
         if log and (self.log.folder or self.log.trackers):
             numbers = torch.stack([loss, self.optimisation.gradient_norm, *by_time]).tolist()  # read once
@@ -216,13 +238,20 @@ class Trainer:
         if sample:
             self._sample(step, y)
         if evaluate:
-            self.log.evaluation(step, self.evaluate(self._averaged()))
+            with self._averaged() as model:
+                self.log.evaluation(step, self.evaluate(model))
         if save:
             self._save(last)
 
+    @contextlib.contextmanager
     def _averaged(self):
-        """The model to sample from: the averages, or the weights themselves in a run without."""
-        return self.ema.model if self.ema else self.diffusion
+        """Inside, the model to sample from: the averages, or the weights themselves in a run without."""
+        model = self.ema.model if self.ema else self.diffusion
+        try:
+            yield model
+        finally:
+            if self.world.mesh:  # else the next to come would see the weights of now
+                model.network.reshard()
 
     def _sample(self, step, y):
         """A sheet of samples; where the weights are divided every process has to take part."""
@@ -238,9 +267,13 @@ class Trainer:
             classes = getattr(self.diffusion.network, "num_classes", 0)
             options["num"] = options["num"] if classes else min(options["num"], len(y[:options["num"]].tokens))
             options["y"] = [i % classes for i in range(options["num"])] if classes else y[:options["num"]]
-        pictures = sample(self._averaged(), **options)
+        with self._averaged() as model:
+            pictures = sample(model, **options)
         if self.world.rank == 0 and self.diffusion.latents is None:
-            save_grid(pictures, f"{self.folder}/samples/step-{step:08d}.png")
+            try:
+                save_grid(pictures, f"{self.folder}/samples/step-{step:08d}.png")
+            except OSError as error:  # as for the log
+                print(f"step {step}: no sheet of samples could be written to {self.folder}: {error.strerror}")
 
     def _resume(self, resume):
         if self.folder is None:
@@ -254,10 +287,13 @@ class Trainer:
             return
         about = load_checkpoint(self.folder, self.arguments, self.diffusion, self.ema, self.optimisation.optimizer,
                                 self.optimisation.scaler, self.history, changed=resume == "changed")  # fmt: skip
+        steps = sorted(set(self.world.gather(self.history.step)))
+        if len(steps) > 1:
+            raise ValueError(f"folder={self.folder!r}: the processes found checkpoints after different steps there, "
+                             f"{steps}. It must be one folder, on a disk that all machines share.")
         if about:
             self.position = about.get("position")
-            if self.optimisation.scheduler is not None:
-                self.optimisation.scheduler.load_state_dict(about["scheduler"])
+            self.optimisation.go_to(self.history.step)
             if self.progress:
                 print(f"going on after step {self.history.step} of {about['path']}")
 
@@ -267,9 +303,6 @@ class Trainer:
         for part in self.world.gather(self.positions.get(self.history.step)):
             merged |= part or {}
         about = {"position": merged} if merged else {}
-        if self.optimisation.scheduler is not None:
-            about["scheduler"] = self.optimisation.scheduler.state_dict()
-        self.positions.clear()
         try:
             save_checkpoint(self.folder, self.keep, self.world, self.arguments, self.diffusion, self.ema,
                             self.optimisation.optimizer, self.optimisation.scaler, self.history, **about)  # fmt: skip
@@ -288,8 +321,11 @@ class Trainer:
             self.ema.undo(range(good, self.history.step))
         self.history.back_to(good, self.world)
         if self.folder is not None and good > self.first:
-            self._save()
-            where = f", written to {self.folder}"
+            try:
+                self._save()
+                where = f", written to {self.folder}"
+            except OSError as error:
+                where = f", and could not be written: {error.strerror}"
         raise FloatingPointError(
             f"{story}.\nThat step was not taken: the weights are those after step {good}{where}. Look at its "
             "data; go on with a lower lr, more warmup, or clip=1.0 (and resume='changed'); with amp='fp16', try 'bf16'."
@@ -368,6 +404,12 @@ def _identity(diffusion):
 def _name(value):
     """A value as it is compared on resumption; of a function its name."""
     return getattr(value, "__qualname__", type(value).__name__) if callable(value) else value
+
+
+def _check_whole(**values):
+    for name, value in values.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}={value!r}: a whole number from 1 on.")
 
 
 def _check(steps, fixed, decay, accumulate, world):

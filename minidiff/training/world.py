@@ -11,6 +11,7 @@ tensors: `full` puts them together, `part_of` takes them apart, for any number o
 """
 
 import os
+import warnings
 
 from torch import distributed, nn
 
@@ -51,32 +52,47 @@ class World:
         share = len(batch) // self.size
         return batch[self.rank * share:(self.rank + 1) * share] if self.size > 1 else batch
 
-    def wrap(self, module):
-        """`module`, made to train together with its copies on the other processes."""
+    def agree(self, model):
+        """Give the first process's weights and buffers to all: a script that sets no seed makes others on each."""
+        for tensor in model.state_dict().values() if self.size > 1 else ():
+            whole = tensor.contiguous()
+            distributed.broadcast(whole, 0)
+            tensor.copy_(whole)
+
+    def wrap(self, module, network):
+        """`module`, made to train together with its copies on the other processes; `network` has its weights."""
         if self.parallel == "ddp":
-            return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
-        return self.shard(module) if self.parallel == "fsdp" else module
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # broadcast_buffers is to get another name
+                return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False,
+                                                           gradient_as_bucket_view=True)  # fmt: skip
+        self.sharded = self.shard(network) if self.parallel == "fsdp" else None
+        return module
 
     def shard(self, module):
-        """`module` with its weights divided among the processes, block by block, in place (FSDP2).
+        """`module`, a network, with its weights divided among the processes, block by block, in place (FSDP2).
 
-        A block is a member of a ModuleList: of these, the whole weights are there only while they compute.
+        A block is a member of a ModuleList: of these, the whole weights are there only while they compute. The others
+        are whole from the network's call on to the backward pass, or to `network.reshard()` where there is none.
         """
-        from torch.distributed.fsdp import fully_shard
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
         lists = [m for m in module.modules() if isinstance(m, nn.ModuleList)]
         holders = (nn.ModuleList, nn.ModuleDict)
         blocks = {block for blocks in lists for block in blocks if not isinstance(block, holders)}
         for inner in reversed([m for m in module.modules() if m in blocks]):  # those inside of others first
             fully_shard(inner, mesh=self.mesh)
-        return fully_shard(module, mesh=self.mesh)
+        fully_shard(module, mesh=self.mesh)
+        if hasattr(module, "null"):  # it may read weights, and is called before the network
+            register_fsdp_forward_method(module, "null")
+        return module
 
     def synchronise(self, module, yes):
         """Whether the next backward pass of a wrapped module shares its gradients: only the last of a step does."""
         if self.parallel == "ddp":
             module.require_backward_grad_sync = yes
         elif self.parallel == "fsdp":
-            module.set_requires_gradient_sync(yes)
+            self.sharded.set_requires_gradient_sync(yes)
 
     def sum(self, tensor):
         """The sum of `tensor` over the processes, in place; returns it."""
