@@ -130,12 +130,13 @@ KARRAS = dict(lr=1e-3, batch_size=512, steps=390_625, warmup=19_531, ema=None, e
               weight="edm")
 HEUN = dict(sampler="heun", spacing="karras")
 NO_AUGMENTATION = "geometric augmentation with p = 0.12, which the network is told of: here mirrored pictures alone"
+FLIPPED = {"flip": "in place of the augmentation"}
 NAN = "gradients that are not finite count as 0: here they stop the run"
 for body in ("ncsnpp", "ddpmpp"):
     for labels in (False, True):
         add(f"edm_{body}_cifar10" + "_cond" * labels, KARRAS, network=f"edm_{body}_cifar10", data="cifar10", size=32,
             source="Karras et al. 2022, table 7", labels=labels, sampling=HEUN | dict(steps=18),
-            differs=(NO_AUGMENTATION, NAN))
+            guesses=FLIPPED, differs=(NO_AUGMENTATION, NAN))
 add("edm_adm_imagenet64", KARRAS | dict(lr=1e-4, batch_size=4096, steps=610_352, warmup=2441, ema_halflife=50_000_000,
                                         amp="fp16"),
     source="Karras et al. 2022, table 7", wants=IMAGENET, size=64, labels=True, flip=False,
@@ -231,7 +232,7 @@ add("dit_xl_2_512", DIT | dict(steps=3_000_000), source="Peebles and Xie 2023, s
     size=64, labels=True, flip=False, sampling=DIT_SAMPLING, differs=ENCODED)
 
 LIKE_EDM = "as EDM, whose training it takes"
-DIFFIT = {"ema_halflife": LIKE_EDM, "warmup": LIKE_EDM, "num_blocks": "appendix I; appendix H says 4 in every level",
+DIFFIT = FLIPPED | {"ema_halflife": LIKE_EDM, "warmup": LIKE_EDM, "num_blocks": "appendix I; appendix H says 4 in every level",
           "head_dim": "not given", "mlp_ratio": "not given"}
 for name, training, data, steps in (
     ("cifar10", dict(batch_size=512, lr=1e-3), dict(data="cifar10", size=32), 18),

@@ -212,8 +212,6 @@ def model_of(options, known, dataset, encode=None):
     fit |= condition(options, known, dataset, encode)
     torch.manual_seed(options.seed)
     network = create_model(options.network, **options.arguments | fit)
-    if known.get("text_dim") and "num_text_tokens" in known:  # a U-ViT has positions for so many: Trainer pads to them
-        network.num_text_tokens = network.arguments["num_text_tokens"]
     options.arguments = json.loads(json.dumps(network.arguments))
     try:
         schedule = make_schedule(options.schedule, **options.schedule_options)
@@ -250,8 +248,8 @@ def evaluation(options, diffusion, dataset):
     from minidiff.training import distance_to
 
     if diffusion.latents is not None or hasattr(dataset, "stream"):
-        raise ValueError(f"--features {options.features}: distances are those of pictures, to a data set that can be read "
-                         "by number; leave it out here, and use minidiff evaluate.")
+        raise ValueError(f"--features {options.features}: distances are those of pictures, to a data set that can be "
+                         "read by number; leave it out here, and use minidiff evaluate.")
     sampling = {key: value for key, value in options.sampling.items() if key != "prompts"}
     return distance_to(dataset, chosen_features(options, diffusion)[0], options.evaluate_num, **sampling)
 
