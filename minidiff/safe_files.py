@@ -18,7 +18,7 @@ def write_tensors(path, tensors, about):
     Raises OSError if the disk is full or the folder may not be written to; the old file is then as it was.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _without_sharing(tensors).items()}
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         try:
             save_file(tensors, temporary, metadata={ABOUT: json.dumps(about)})
         except SafetensorError as error:  # it says what the system said, in its own words
@@ -30,13 +30,13 @@ def write_tensors(path, tensors, about):
 
 def write_text(path, text):
     """Write `text` to `path`, atomically."""
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         Path(temporary).write_text(text, encoding="utf-8")
 
 
 def write_bytes(path, data):
     """Write the bytes `data` to `path`, atomically."""
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         Path(temporary).write_bytes(data)
 
 
@@ -71,8 +71,8 @@ def _read(path, advice, what):
         ) from error
 
 
-class _replacing:
-    """`with _replacing(path) as temporary:` write there; then it reaches the disk and takes the place of `path`.
+class replacing:
+    """`with replacing(path) as temporary:` write there; then it reaches the disk and takes the place of `path`.
 
     A rename within a folder is atomic, so that a reader, or a run after a crash, sees the old file or the new one.
     """

@@ -23,7 +23,7 @@ from minidiff.datasets.record import expect, expect_whole, to_float
 from minidiff.datasets.shard_stream import text_of
 from minidiff.datasets.shards import Shards
 from minidiff.layers import Text
-from minidiff.safe_files import _replacing, write_text
+from minidiff.safe_files import replacing, write_text
 
 
 def write_shards(records, folder, *, per_shard=1000, format="jpg", quality=95):
@@ -120,7 +120,7 @@ def _write(source, encode, folder, per_shard, batch_size, about):
         if not batch:
             return sorted(folder.glob("*.tar"))
         try:
-            with _replacing(folder / f"{number:05}.tar") as temporary:
+            with replacing(folder / f"{number:05}.tar") as temporary:
                 samples = 0
                 with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
                     while batch:
