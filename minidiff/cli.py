@@ -84,8 +84,8 @@ def first_process():
 
 
 def _failed(line):
-    if first_process():
-        print(f"minidiff: {line}", file=sys.stderr)
+    where = "" if first_process() else f" (process {os.environ['RANK']})"  # what only one of many lacks has to be said
+    print(f"minidiff{where}: {line}", file=sys.stderr)
     return 2
 
 

@@ -15,7 +15,8 @@ from minidiff.errors import unknown_name
 
 IMAGENET = "ImageNet, a folder of pictures with one folder for each class"
 LATENTS = "latents of ImageNet times their scale, in shards (.tar) of minidiff.datasets.cache_shards"
-CAPTIONED = "captioned pictures in shards (.tar), as img2dataset writes them, with cached T5 embeddings"
+CAPTIONED = "captioned pictures in shards (.tar) with cached T5 embeddings (minidiff.datasets.cache_shards)"
+WIDTH = "T5-XXL has 4096 channels, and 1024 are printed: --arguments text_dim=4096 pooled_dim=4096 takes its own"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +192,7 @@ for name, steps in PATCHES.items():
         size=size, sampling=SDE_1000, guesses=IUVIT | {"lr": "as its text-to-image model" if church else LIKE_UVIT})
 add("iuvit_t2i_64", UVIT | dict(betas=(0.99, 0.999), lr=1e-4, batch_size=1024, steps=150_000, p_uncond=0.1, amp="bf16"),
     source="arXiv 2212.13771, settings of IU-ViT", wants=f"CC12M: {CAPTIONED}", size=64, flip=False,
-    sampling=dict(sampler="ddim", steps=250, guidance=3.0),
+    sampling=dict(sampler="ddim", steps=250, guidance=3.0), differs=(WIDTH,),
     guesses={key: why for key, why in IUVIT.items() if key != "num_heads"} | {
         "p_uncond": "as Imagen", "sampling": "DDIM is given, its steps and guidance are not"})
 
@@ -211,7 +212,7 @@ for size in (64, 128):
     told = {key: why for key, why in ASCEND_GUESSES.items() if key != "lr" or size == 64}
     add(f"ascend_t2i_{size}", ASCEND | dict(lr=1.2e-4, batch_size=1024, p_uncond=0.1, amp="bf16"), flip=False,
         source="arXiv 2212.13771, settings of ASCEND", wants=f"LAION-Aesthetics: {CAPTIONED}", size=size,
-        sampling=dict(sampler="ddim", steps=250, guidance=3.0),
+        sampling=dict(sampler="ddim", steps=250, guidance=3.0), differs=(WIDTH,),
         guesses=told | ({"lr": "as the model of 128 pixels"} if size == 64 else {}) | {
             "p_uncond": "as Imagen", "sampling": "DDIM is given, its steps and guidance are not"})
 
@@ -232,8 +233,9 @@ add("dit_xl_2_512", DIT | dict(steps=3_000_000), source="Peebles and Xie 2023, s
     size=64, labels=True, flip=False, sampling=DIT_SAMPLING, differs=ENCODED)
 
 LIKE_EDM = "as EDM, whose training it takes"
-DIFFIT = FLIPPED | {"ema_halflife": LIKE_EDM, "warmup": LIKE_EDM, "num_blocks": "appendix I; appendix H says 4 in every level",
-          "head_dim": "not given", "mlp_ratio": "not given"}
+DIFFIT = FLIPPED | {"ema_halflife": LIKE_EDM, "warmup": LIKE_EDM,
+                    "num_blocks": "appendix I; appendix H says 4 in every level",
+                    "head_dim": "not given", "mlp_ratio": "not given"}
 for name, training, data, steps in (
     ("cifar10", dict(batch_size=512, lr=1e-3), dict(data="cifar10", size=32), 18),
     ("ffhq64", dict(batch_size=256, lr=2e-4), dict(wants="FFHQ, a folder of pictures", size=64), 40),

@@ -97,6 +97,17 @@ def test_a_model_that_takes_text_is_prompted(tmp_path, capsys):
     assert torch.equal(text.tokens, expected.tokens) and torch.equal(text.pooled, expected.pooled)
 
 
+def test_an_encoder_by_name_decides_the_width_of_the_text(tmp_path, capsys):
+    words = ["train", "ascend_test", "--data", "shapes", "--size", "16", "--steps", "1", "--batch-size", "2"]
+    words += ["--arguments", "text_dim=1", "--encoder", "words", "--no-progress", "--out", str(tmp_path / "run")]
+    assert cli.main(words) == 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["arguments"]["text_dim"] > 1
+    words = [str(tmp_path / "run"), "--num", "2", "--steps", "1", "--no-progress"]
+    assert cli.main(["sample", *words, "--prompt", "a red circle", "--out", str(tmp_path / "a.png")]) == 0
+    assert cli.main(["evaluate", *words, "--features", "none", "--levels", "0.5"]) == 0
+    assert "oracle: colour" in capsys.readouterr().out
+
+
 def test_latents_become_numbers(tmp_path, capsys):
     assert cli.main(["train", "dit_b_2", "--smoke", "--out", str(tmp_path / "run")]) == 0
     words = ["sample", str(tmp_path / "run"), "--num", "2", "--no-progress", "--out"]
@@ -174,8 +185,9 @@ def test_a_run_goes_to_diffusers_and_to_the_hub(run, tmp_path, monkeypatch):
 
 
 def test_distances_are_logged_during_training(tmp_path, capsys):
-    words = ["train", "digits_tiny", "--size", "8", "--steps", "2", "--batch-size", "4", "--no-progress", "--features",
-             "digits", "--evaluate-num", "6", "--sampling", "steps=1", "--arguments", "ch=8", "num_groups=2"]  # fmt: skip
+    words = ["train", "digits_tiny", "--size", "8", "--steps", "2", "--batch-size", "4", "--no-progress"]
+    words += ["--features", "digits", "--evaluate-num", "6", "--sampling", "steps=1"]
+    words += ["--arguments", "ch=8", "num_groups=2"]
     assert cli.main([*words, "--out", str(tmp_path / "run")]) == 0
     rows = (tmp_path / "run" / "evaluations.csv").read_text().splitlines()
     assert rows[0] == "step,frechet,kernel" and rows[1].startswith("2,")

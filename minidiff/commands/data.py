@@ -94,8 +94,8 @@ def load_encoder(name, device=None):
         return None
     module, colon, function = name.partition(":")
     if not colon:
+        from minidiff.text import text_encoder
         from minidiff.text_cache import CachedEncoder
-        from minidiff.text_encoders import text_encoder
 
         return CachedEncoder(text_encoder(name, device=device))
     found = getattr(import_module(module), function, None)
