@@ -60,7 +60,7 @@ def main():
         "licence": LICENCE, "teacher": "all-MiniLM-L6-v2", "held_out": figures(network, teacher, ids, unseen),
         "steps": steps, "seconds": round(seconds), "seconds_of_teacher": round(time.time() - started - seconds),
         "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "command": f"python tools/train_text.py --steps {steps} --seed {arguments.seed}",
+        "command": command(arguments),
         "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
     export(network, words, card, arguments.out or data_folder() / "weights" / WORDS)
@@ -185,8 +185,8 @@ def train(network, lesson, steps, file, arguments):
     first, before, begin = 0, 0.0, time.time()
     if file.exists():
         tensors, about = read_tensors(file)
-        if about["steps"] != steps or about["seed"] != arguments.seed:
-            raise SystemExit(f"{file} is of a run with --steps {about['steps']} --seed {about['seed']}; delete it")
+        if about["command"] != command(arguments):
+            raise SystemExit(f"{file} belongs to  {about['command']}  - delete it, or give another --folder")
         first, before = about["step"], about["seconds"]
         for name, weight in network.named_parameters():
             weight.data.copy_(tensors[name])
@@ -211,7 +211,7 @@ def train(network, lesson, steps, file, arguments):
             tensors = {name: weight for name, weight in network.named_parameters()}
             for name, weight in network.named_parameters():
                 tensors |= {f"{key}/{name}": value for key, value in optimizer.state[weight].items()}
-            write_tensors(file, tensors, dict(step=step + 1, steps=steps, seed=arguments.seed, seconds=seconds))
+            write_tensors(file, tensors, dict(step=step + 1, seconds=seconds, command=command(arguments)))
     return before + time.time() - begin
 
 
@@ -258,8 +258,16 @@ def export(network, words, card, out):
     write_text(out / "config.json", json.dumps({"encoder": "words", "card": card}, indent=1) + "\n")
     data = (out / "model.safetensors").read_bytes()
     print(f"{card['held_out']}\nwrote {out}. For data/README.md:\n| `{WORDS}` | `{card['command']}` | CPU,"
-          f" {card['threads']} thread | {card['steps']} of 256 | {card['seconds']} | {len(data)} |"
+          f" {card['threads']} thread | {card['steps']} | {card['seconds']} | {len(data)} |"
           f" `{hashlib.sha256(data).hexdigest()}` |")
+
+
+def command(arguments):
+    """What makes the same weights again."""
+    given = {name: value for name, value in vars(arguments).items() if name not in ("folder", "out")}
+    usual = {"sentences": 60000, "batch_size": 256, "lr": 2e-3}
+    options = [f"--{name.replace('_', '-')} {value}" for name, value in given.items() if usual.get(name) != value]
+    return " ".join(["python tools/train_text.py", *options])
 
 
 def parse():
