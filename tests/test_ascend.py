@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from minidiff import create_model, record_attention
+from minidiff.backbones.ascend_text import TextWindowAttention
+from minidiff.backbones.swin import WindowAttention
 from minidiff.layers import Text
 
 
@@ -103,6 +105,77 @@ def test_only_encoder_and_middle_listen_to_the_text():
     assert len(names) == 2  # at 4 pixels and in the middle; not at 8
 
 
+JOINT = dict(text_dim=6, text_attention="joint")
+
+
+def test_joint_attention_stands_where_the_places_attend_to_each_other():
+    """In both window attentions of a pair, in that of a residual unit, and in the middle; no layer of its own."""
+    for encoder, places in (
+        ("swin", {"encoder.1.units.0.blocks.0.attn", "encoder.1.units.0.blocks.1.attn"}),
+        ("residual", {"encoder.1.units.0.block.attention"}),
+    ):
+        network = network_of(encoder=encoder, **JOINT)
+        names = {name.removesuffix(".text_kv") for name, _ in network.named_modules() if name.endswith("text_kv")}
+        assert names == places | {"middle.0.block.attention"}
+        assert not [name for name, module in network.named_modules() if type(module).__name__ == "Listen"]
+
+
+def test_a_window_sees_itself_and_the_whole_text():
+    """Of 4 windows of 16 places in a map of 8; the text comes first, its padding counts nowhere, no seam hides it."""
+    network, (x, time) = network_of(attn_resolutions=(8,), **JOINT), inputs()
+    y = text()  # two and three tokens of five
+    with torch.no_grad(), record_attention(network) as maps:
+        network(x, time, y)
+    for block in range(2):  # the second one is shifted
+        (weights,) = maps[f"encoder.0.units.0.blocks.{block}.attn"]
+        assert weights.shape == (2 * 4, 2, 16, 5 + 16)
+        words = weights.unflatten(0, (2, 4))[..., :5]
+        counted = y.mask[:, None, None, None].expand(words.shape)
+        assert (words[counted] > 0).all() and (words[~counted] == 0).all()
+        seams = (weights[..., 5:] < 1e-20).any()
+        assert seams == (block == 1)
+
+
+@pytest.mark.parametrize("size, window, shift", [(8, 4, 0), (8, 4, 2), (6, 4, 2), (4, 8, 4)])
+def test_window_attention_to_a_text_that_says_nothing_is_window_attention(size, window, shift):
+    """And to a text that shouts it is the value of the text alone."""
+    torch.manual_seed(0)
+    layer = TextWindowAttention(8, 2, (size, size), window, shift, text_dim=6)
+    plain = WindowAttention(8, 2, (size, size), window, shift)
+    plain.load_state_dict({key: part for key, part in layer.state_dict().items() if "text_kv" not in key})
+    x, words = torch.randn(2, size, size, 8), torch.randn(2, 5, 6)
+    silent = torch.zeros(2, 5, dtype=torch.bool)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x, words, silent), plain(x))
+        assert (layer(x, words) - plain(x)).abs().amax((1, 2, 3)).min() > 1e-3
+        torch.testing.assert_close(layer(x, words), layer(x, words, ~silent))
+        layer.qkv.weight.zero_()  # every place asks and answers alike: q is its bias
+        layer.qkv.bias[:8], layer.qkv.bias[8:] = 1, 0
+        layer.text_kv.weight.zero_()
+        layer.text_kv.bias[:8], layer.text_kv.bias[8:] = 100, torch.arange(8.0)
+        torch.testing.assert_close(layer(x, words), layer.proj(torch.arange(8.0)).expand_as(x))
+
+
+@pytest.mark.parametrize("name", ["ascend_t2i_64", "ascend_t2i_128"])
+def test_both_ways_to_hear_a_text_have_about_as_many_weights(name):
+    with torch.device("meta"):
+        counts = [sum(part.numel() for part in create_model(name, text_attention=way).parameters())
+                  for way in ("cross", "joint")]  # fmt: skip
+    assert counts[1] == pytest.approx(counts[0], rel=0.01) and counts[0] != counts[1]
+
+
+@pytest.mark.parametrize("text_attention", ["cross", "joint"])
+@pytest.mark.parametrize("size, encoder", [(7, "swin"), (12, "swin"), (7, "residual")])
+def test_text_at_any_size(size, encoder, text_attention):
+    network = network_of(img_size=size, encoder=encoder, attn_resolutions=(size, -(-size // 2)), text_dim=6,
+                         text_attention=text_attention)  # fmt: skip
+    (x, time), y = inputs(size=size), text()
+    out = network(x, time, y)
+    assert out.shape == x.shape and (network(x, time, network.null(y)) - out).abs().max() > 1e-4
+    alone = network(x[:1], time[:1], Text(y.tokens[:1, :2], y.mask[:1, :2]))
+    torch.testing.assert_close(alone, out[:1], rtol=1e-4, atol=1e-5)
+
+
 def test_checkpointing_changes_no_number():
     network = network_of(text_dim=6, pooled_dim=4)
     (x, time), y = inputs(), text()
@@ -130,7 +203,7 @@ def test_text_models_take_long_texts(name):
     [({"encoder": "vit"}, "unknown encoder 'vit'"), ({"decoder": "resnet"}, "unknown decoder 'resnet'"),
      ({"resample": "pool"}, "unknown resample 'pool'"), ({"num_blocks": (1, 2, 3)}, "must be one number or 2"),
      ({"head_dim": 3}, "multiples of head_dim=3, got 8"), ({"num_classes": 3, "text_dim": 6}, "choose labels"),
-     ({"pooled_dim": 4}, "belongs to text")],
+     ({"pooled_dim": 4}, "belongs to text"), ({"text_attention": "both"}, "unknown text_attention 'both'")],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(overrides, says):
     with pytest.raises(ValueError, match=says):

@@ -203,6 +203,24 @@ def test_unet_refuses_sizes_and_channels_that_do_not_fit():
     assert network(torch.zeros(1, 3, 16, 12), torch.zeros(1)).shape == (1, 3, 16, 12)
 
 
+def test_unet_asks_the_text_after_each_self_attention():
+    """Everywhere at 4 pixels, and in the middle; with four heads, where the self-attention has one, as published."""
+    network = create_model("ddpm_test", text_dim=6, text_heads=4)
+    places = {name.rpartition(".")[0] for name, _ in network.named_modules() if name.endswith(".attention.qkv")}
+    listening = {name.rpartition(".")[0] for name, _ in network.named_modules() if name.endswith(".listen.cross")}
+    attending = {place.removesuffix(".attention") for place in places}
+    assert attending == {place.removesuffix(".listen") for place in listening} and "middle.0" in attending
+    assert {name.split(".")[0] for name in attending} == {"down", "middle", "up"}
+    heads = [network.get_submodule(f"{name}.listen.cross").num_heads for name in attending]
+    assert heads == [4] * len(attending)
+    assert not [name for name in create_model("ddpm_test").state_dict() if "listen" in name or "text" in name]
+    assert network(torch.randn(2, 3, 8, 8), torch.tensor([5.0]), torch.randn(2, 7, 6)).abs().max() < 1e-3
+    with pytest.raises(ValueError, match="divisible by text_heads=5, got 16"):
+        create_model("ddpm_test", text_dim=6, text_heads=5)
+    with pytest.raises(ValueError, match="set text_dim too"):
+        create_model("ddpm_test", pooled_dim=6)
+
+
 def test_only_q_k_and_v_are_drawn_as_three_maps():
     """A convolution from 8 to 24 channels looks like q, k and v in one; its bound is that of one map all the same."""
     network = create_model("ddpm_test", in_channels=8, ch=24)

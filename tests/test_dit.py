@@ -94,6 +94,37 @@ def test_an_untrained_block_is_the_identity():
     assert (other.blocks[0](tokens, other.modulation(c)[0]) - tokens).abs().max() > 0.1
 
 
+def test_an_untrained_block_is_deaf_to_text_and_then_hears_it_between_attention_and_mlp():
+    """With text too an untrained block is the identity; later its cross-attention stands in the middle, ungated."""
+    sizes, tokens, c = dict(text_dim=6, pooled_dim=4), torch.randn(3, 16, 24), torch.randn(3, 24)
+    network, text, mask = network_of(depth=2, **sizes), torch.randn(3, 5, 6), torch.arange(5).expand(3, 5) < 4
+    for block, modulation in zip(network.blocks, network.modulation(c), strict=True):
+        assert torch.equal(block(tokens, modulation, text, mask), tokens)
+    block = awake(network).blocks[1]
+    (shift1, scale1, gate1), (shift2, scale2, gate2) = modulation = network.modulation(c)[1]
+    expected = tokens + gate1 * block.attn(shift1 + scale1 * block.norm1(tokens))
+    expected = expected + block.cross_attn(block.norm_cross(expected), text[:, :4])
+    expected = expected + gate2 * block.mlp(shift2 + scale2 * block.norm2(expected))
+    torch.testing.assert_close(block(tokens, modulation, text, mask), expected)
+    other = network_of(conditioning="adaln", **sizes)  # no gates, and so no zeros here either
+    assert other.blocks[0].cross_attn.proj.weight.abs().max() > 0.1
+    sit = network_of("sit_test", **sizes)
+    assert {key: part.shape for key, part in sit.named_parameters()} == {
+        key: part.shape for key, part in network.named_parameters()
+    }
+
+
+def test_text_adds_weights_and_moves_none():
+    """The same seed gives the same network and numbers as ever; text comes on top, 4 d^2 and more in each block."""
+    plain, network = network_of(), network_of(text_dim=24)
+    assert set(plain.state_dict()) < set(network.state_dict())
+    more = {key.split(".", 2)[-1].split(".")[0] for key in set(network.state_dict()) - set(plain.state_dict())}
+    assert more == {"null_text", "norm_cross", "cross_attn"}
+    block = 24 * 24 * 4 + 24 * 4 + 2 * 24
+    count = [sum(part.numel() for part in one.parameters()) for one in (plain, network)]
+    assert count[1] - count[0] == 2 * block + 24
+
+
 def test_the_modulation_by_its_definition():
     """Shift before scale before gate, attention before MLP, block by block; six vectors of the width each."""
     network, x, c = awake(network_of(depth=2)), torch.randn(3, 16, 24), torch.randn(3, 24)
@@ -220,6 +251,11 @@ def test_errors():
         network_of()(torch.zeros(1, 3, 16, 16), torch.zeros(1))
     with pytest.raises(ValueError, match="labels are missing"):
         network_of(num_classes=3)(*inputs()[:2])
+    for conditioning in ("cross_attention", "in_context"):
+        with pytest.raises(ValueError, match=f"text goes with .* got '{conditioning}'"):
+            network_of(conditioning=conditioning, text_dim=6)
+    with pytest.raises(ValueError, match="set text_dim too"):
+        network_of(pooled_dim=6)
 
 
 def test_attention_maps():

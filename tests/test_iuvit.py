@@ -126,6 +126,15 @@ def test_null(text_attention):
         network_of().null(torch.tensor([0]))
 
 
+def test_both_ways_have_the_same_number_of_weights_at_another_mlp_ratio():
+    with torch.device("meta"):
+        cross, joint = (
+            sum(part.numel() for part in create_model("iuvit_t2i_64", **arguments).parameters())
+            for arguments in ({}, dict(text_attention="joint", mlp_ratio=5.0))
+        )
+    assert joint == pytest.approx(cross, rel=0.001)
+
+
 def test_pooled_text_counts():
     network, (x, time), y = network_of(**TEXT), inputs(), text()
     other = network(x, time, y._replace(pooled=y.pooled + 1))

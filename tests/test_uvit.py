@@ -137,6 +137,35 @@ def test_padding_changes_nothing_and_no_text_is_finite():
     assert out.isfinite().all() and torch.equal(out, network(x, time, nothing._replace(tokens=y.tokens + 1)))
 
 
+def test_fewer_tokens_need_a_mask_and_an_empty_text_is_the_empty_prompt():
+    network, (x, time), y = network_of(**TEXT), inputs(), text()
+    network.null_text.copy_(torch.randn(5, 6))
+    three = Text(y.tokens[:, :3], torch.arange(3).expand(3, 3) < torch.tensor([[2], [3], [0]]))
+    padded = Text(torch.nn.functional.pad(three.tokens, (0, 0, 0, 2)), torch.nn.functional.pad(three.mask, (0, 2)))
+    out = network(x, time, three)
+    assert torch.equal(out, network(x, time, padded))
+    torch.testing.assert_close(out[2:], network(x[2:], time[2:], network.null_text[None]))
+    null = network.null(three)
+    assert null.tokens.shape == (3, 3, 6) and null.mask.shape == (3, 3)
+    torch.testing.assert_close(network(x, time, null), network(x, time, network.null(padded)))
+    with pytest.raises(ValueError, match="or fewer and a mask, got 3"):
+        network(x, time, three._replace(mask=None))
+    six = torch.zeros(3, 6, 6)
+    with pytest.raises(ValueError, match="must have 5 tokens.* got 6; pad or cut them"):
+        network(x, time, Text(six, torch.ones(3, 6, dtype=torch.bool)))
+
+
+@pytest.mark.parametrize("time_as", ["token", "adaln"])
+def test_pooled_text_is_added_to_the_time(time_as):
+    network, (x, time), y = network_of(**TEXT, pooled_dim=4, time_as=time_as), inputs(), text()
+    torch.nn.init.normal_(network.pooled_embed.weight)
+    pooled = torch.randn(3, 4)
+    out = network(x, time, y._replace(pooled=pooled))
+    assert (out - network(x, time, y)).abs().amax((1, 2, 3)).min() > 1e-5
+    network.time_embed.register_forward_hook(lambda module, args, out: out + pooled @ network.pooled_embed.weight.T)
+    torch.testing.assert_close(network(x, time, y), out)
+
+
 def test_errors():
     network, (x, time) = network_of(**TEXT), inputs()
     with pytest.raises(ValueError, match="must have 5 tokens"):
