@@ -325,7 +325,7 @@ class Trainer:
                 self._save()
                 where = f", written to {self.folder}"
             except OSError as error:
-                where = f", and could not be written: {error.strerror}"
+                where = f" ({error.strerror})"
         raise FloatingPointError(
             f"{story}.\nThat step was not taken: the weights are those after step {good}{where}. Look at its "
             "data; go on with a lower lr, more warmup, or clip=1.0 (and resume='changed'); with amp='fp16', try 'bf16'."
