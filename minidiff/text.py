@@ -161,14 +161,14 @@ class TextEncoder(nn.Module):
             warnings.warn(
                 f"{len(cut)} of {len(prompts)} prompts are longer than the {self.length} tokens of the text encoder"
                 f" {self.name!r} and were cut. {_short(cut[0][0])!r} lost its end: {_short(cut[0][1])!r}",
-                stacklevel=4,
+                stacklevel=6,
             )
         silent = [prompts[i] for i, row in zip(full, found) if not row]
         if silent:
             warnings.warn(
                 f"the text encoder {self.name!r} finds no word in {_short(silent[0])!r}"
                 f" ({len(silent)} of {len(prompts)} prompts): it is taken for the empty prompt",
-                stacklevel=4,
+                stacklevel=6,
             )
         return rows
 

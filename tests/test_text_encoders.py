@@ -1,16 +1,16 @@
 """Text encoders: what they give and what they refuse."""
 
-import importlib
 import json
 import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
+import train_text
+import train_weights
 
-from minidiff import Text, create_model
-from minidiff.datasets import load_dataset
+from minidiff import Text, create_model, from_pretrained
+from minidiff.datasets import load_dataset, shapes
 from minidiff.text import TextEncoder, text_encoder
 from minidiff.text_encoders import WordNetwork, WordRows
 
@@ -233,9 +233,6 @@ def test_minilm_where_it_is_installed():
 
 
 def test_what_the_words_learn_from():
-    sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
-    train_text = importlib.import_module("train_text")
-    sys.path.pop(0)
     words = ["cat", "red", "circle", "heart", "flag", "house"]
     seen, unseen = train_text.sentences(words, 6000, seed=0)
     assert seen == train_text.sentences(words, 6000, seed=0)[0] != train_text.sentences(words, 6000, seed=1)[0]
@@ -245,3 +242,19 @@ def test_what_the_words_learn_from():
     assert any("small" in text for text in seen) and any(text.startswith("a red circle ") for text in seen)
     a = torch.tensor([0.1, 5.0, 2.0, 9.0])
     assert train_text.ranked(a, a**3) == pytest.approx(1) and train_text.ranked(a, -a) == pytest.approx(-1)
+
+
+@pytest.mark.parametrize("name", ["shapes-ascend", "emoji-t2i"])
+def test_the_recipes_of_text_to_image(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train_weights.py", name, "--smoke", "--folder", str(tmp_path)])
+    train_weights.main()
+    diffusion, words = from_pretrained(tmp_path / "weights"), text_encoder("words")
+    network = diffusion.network
+    assert (network.text_dim, network.pooled_dim, diffusion.prediction) == (words.dim, words.pooled_dim, "v")
+    assert sum(weight.numel() for weight in network.parameters()) * 2 < 12_000_000
+    card = json.loads((tmp_path / "weights" / "config.json").read_text())["card"]
+    assert card["encoder"] == "words" and card["steps"] == 6
+    data = load_dataset(**card["dataset"])
+    if name == "shapes-ascend":
+        assert data.held_out == shapes.HELD_OUT and 0 < data.unsaid < 1
+        assert {"test", "held_out"} <= set(card["oracle"]) and 0 <= card["oracle"]["held_out"]["relation"] <= 1
