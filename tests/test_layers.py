@@ -11,9 +11,12 @@ from minidiff.layers import (
     Attention,
     LabelEmbedding,
     Mlp,
+    PooledText,
     Text,
     as_text,
     attention,
+    check_condition,
+    check_images,
     null_for_empty,
     patchify,
     run,
@@ -171,6 +174,34 @@ def test_an_error_ends_the_recording():
     with record_attention(model) as maps:
         model(torch.randn(1, 5, 8))
     assert list(maps) == ["blocks.0", "blocks.1"]
+
+
+def test_pooled_text_is_added_and_silence_adds_nothing():
+    layer, emb, y = PooledText(3, 7), torch.randn(1, 7), example()
+    torch.testing.assert_close(layer(emb, y), emb + y.pooled @ layer.weight.T)
+    assert torch.equal(layer(emb, y._replace(pooled=None)), emb)
+    assert torch.equal(layer(emb, y._replace(pooled=torch.zeros(4, 3))), emb.expand(4, -1))
+    for wrong in (torch.zeros(4, 2), torch.zeros(1, 3), torch.zeros(4, 1, 3)):
+        with pytest.raises(ValueError, match=r"pooled must be \(4, 3\), one vector for each text, or None; got"):
+            layer(emb, y._replace(pooled=wrong))
+
+
+def test_conditions_that_exclude_each_other():
+    check_condition(3, 0)
+    check_condition(0, 6, 3)
+    with pytest.raises(ValueError, match=r"choose labels \(num_classes=3\) or text \(text_dim=6\), not both"):
+        check_condition(3, 6)
+    with pytest.raises(ValueError, match="pooled_dim=5 belongs to text: set text_dim too"):
+        check_condition(0, 0, 5)
+
+
+def test_there_is_one_text_for_each_image():
+    x, y = torch.zeros(4, 3, 8, 8), example()
+    check_images(x, (3, 8, 8), y=y)
+    check_images(x, (3, 8, 8), y=y.tokens)
+    for wrong in (y[:1], y[:3], y.tokens[:1]):
+        with pytest.raises(ValueError, match=r"there must be 4 texts, one for each image; got tokens \("):
+            check_images(x, (3, 8, 8), y=wrong)
 
 
 def counting_kept(sizes):
