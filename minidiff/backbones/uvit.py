@@ -64,6 +64,7 @@ class UViT(nn.Module):
             raise unknown_name("time_as", time_as, TIMES)
         self.shape, self.embed_dim = (in_channels, img_size, img_size), embed_dim
         self.num_classes, self.null_label, self.text_dim = num_classes, null_label, text_dim
+        self.num_text_tokens = num_text_tokens  # longer texts are cut to it in training
         self.skip, self.time_as, grid = skip, time_as, img_size // patch_size
         self.extras = (time_as == "token") + bool(num_classes) + (num_text_tokens if text_dim else 0)
 
