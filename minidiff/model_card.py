@@ -68,7 +68,7 @@ def draws_alone(diffusion):
 
 
 def _takes_text(about):
-    return any(key.startswith("text_") and value for key, value in about["network"]["arguments"].items())
+    return bool(about["network"]["arguments"].get("text_dim"))  # text_heads and the like mean nothing without it
 
 
 def _front_matter(about, card):
