@@ -94,9 +94,13 @@ def load(name, device=None):
     return from_pretrained(weights / name, device)
 
 
-def read_card(name):
-    """The data card of bundled weights or of a folder: a dict."""
-    folder = Path(name) if Path(name).is_dir() else data_folder() / "weights" / name
+def read_card(name, download=False):
+    """The data card of bundled weights, of a folder or, with `download`, of a model on the Hugging Face hub: a dict.
+
+    Under "encoder" it names the text encoder (minidiff.text.ENCODERS) of a network that was trained on text.
+    """
+    bundled = data_folder() / "weights" / name
+    folder = bundled if bundled.is_dir() and not Path(name).is_dir() else _local(name, download)
     return _read_config(folder / CONFIG).get("card", {})
 
 

@@ -172,8 +172,11 @@ def test_nothing_is_fetched_unless_asked(tmp_path, monkeypatch):
         from_pretrained("org/name")
     with pytest.raises(FileNotFoundError, match=r"minidiff.load\(name\)"):
         from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="there is no folder 'org/name'"):
+        read_card("org/name")
     assert Hub.asked == []
-    save_pretrained(model(), tmp_path)
+    save_pretrained(model(), tmp_path, card={"encoder": "words"})
+    assert read_card("org/name", download=True) == {"encoder": "words"} and Hub.asked.pop()[0] == "org/name"
     assert torch.equal(answer(from_pretrained("org/name", download=True)), answer(model()))
     assert Hub.asked == [("org/name", ["config.json", "model.safetensors"])]
 
