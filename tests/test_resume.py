@@ -1,7 +1,8 @@
 """A run killed with SIGKILL and resumed ends with the weights of an unbroken one, bit for bit on a CPU.
 
-This file is also the run itself: `python tests/test_resume.py FOLDER [DEATH]` trains a small network, and DEATH says
-where in writing a checkpoint it kills itself.
+This file is also the run itself: `python tests/test_resume.py FOLDER [DEATH N]` trains a small network; it kills itself
+where DEATH says: in writing its Nth checkpoint ("half", "rename") or in the Nth row of its log ("log"). With the word
+"plain" it is a shorter run without dropout, which two processes make as one does.
 """
 
 import os
@@ -23,24 +24,27 @@ from minidiff.training import checkpoints, read_log, train
 
 STEPS, SAVE_EVERY = 300, 10
 NEWEST = f"checkpoint-{STEPS:08d}.safetensors"
+PLAIN = dict(steps=60, dropout=0.0)
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
 
 
-def run(folder, steps=STEPS, **options):
+def run(folder, steps=STEPS, dropout=0.1, **options):
     """Train to the end, with everything on that could be forgotten: dropout, dropped labels, warm-up, averages."""
     torch.manual_seed(0)
-    network = create_model("ddpm_test", dropout=0.1, num_classes=3)
+    network = create_model("ddpm_test", dropout=dropout, num_classes=3)
     diffusion = Diffusion(network, schedules.cosine(100), "v", shape=(3, 8, 8))
     generator = torch.Generator().manual_seed(1)
     pictures = torch.rand(50, 3, 8, 8, generator=generator) * 2 - 1
     data = InMemory(pictures, torch.arange(50) % 3, [""] * 50, ["a", "b", "c"])
     arguments = dict(steps=steps, batch_size=16, warmup=5, p_uncond=0.2, save_every=SAVE_EVERY, progress=False)
-    history = train(diffusion, data, folder=folder, on_step=say, **arguments | options)
+    history = train(diffusion, data, folder=folder, **dict(on_step=say) | arguments | options)
     save_pretrained(history.ema, Path(folder) / "weights")
     return history
 
 
 def say(step, history):
-    print(step, flush=True)
+    if os.environ.get("RANK", "0") == "0":  # lines of several processes would run into each other
+        print(step, flush=True)
 
 
 def assert_whole(folder):
@@ -53,8 +57,14 @@ def assert_whole(folder):
 
 def start(folder, *more):
     command = [sys.executable, __file__, str(folder), *more]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
+
+
+def kill_itself(process):
+    """Read what a process prints that is to kill itself; True if it did."""
+    process.stdout.read()
+    process.stdout.close()
+    return process.wait() == -signal.SIGKILL
 
 
 def kill_after_step(process, step, delay):
@@ -95,15 +105,15 @@ def unbroken(tmp_path_factory):
     return folder
 
 
-def test_three_kills(tmp_path, unbroken):
-    """One at a random moment, one with a checkpoint half written, one with it written but not yet renamed."""
+def test_four_kills(tmp_path, unbroken):
+    """At a random moment, with a checkpoint half written, with it written but not yet renamed, in a row of the log."""
     step = random.randrange(SAVE_EVERY, STEPS // 2)
     assert kill_after_step(start(tmp_path), step, random.uniform(0, 0.01))
     for death in ("half", "rename"):
-        process = start(tmp_path, death)
-        process.stdout.read()
-        assert process.wait() == -signal.SIGKILL
+        assert kill_itself(start(tmp_path, death, "2"))
         assert list(tmp_path.glob("checkpoint-*.safetensors.tmp"))
+    assert kill_itself(start(tmp_path, "log", "1"))
+    assert not (tmp_path / "log.csv").read_text().endswith("\n")
     resumed = finish(tmp_path)
     assert resumed[0] % SAVE_EVERY == 1 and SAVE_EVERY < resumed[0] and resumed[-1] == STEPS
     assert_same(tmp_path, unbroken)
@@ -111,16 +121,47 @@ def test_three_kills(tmp_path, unbroken):
 
 @pytest.mark.slow
 def test_thirty_kills(tmp_path, unbroken):
-    """Each run of 60 steps is killed up to five times, anywhere, also before the first checkpoint; 30 kills in all."""
-    kills = number = 0
+    """Each run is killed up to five times, anywhere, also before the first checkpoint; 30 kills in all."""
+    kills, number, inside = 0, 0, 0
     while kills < 30:
         folder, number = tmp_path / str(number), number + 1
         for _ in range(5):
-            # Half of the kills aim at a step that ends with a checkpoint.
-            step = random.randrange(1, STEPS) if random.random() < 0.5 else random.randrange(0, STEPS, SAVE_EVERY)
-            kills += kill_after_step(start(folder), step, random.uniform(0, 0.02))
+            if random.random() < 0.3:  # in the middle of writing
+                death = random.choice(["half", "rename", "log"])
+                killed = kill_itself(start(folder, death, str(random.randrange(1, 3 if death == "log" else 9))))
+                inside += killed
+            else:  # half of the others aim at a step that ends with a checkpoint
+                step = random.randrange(1, STEPS) if random.random() < 0.5 else random.randrange(0, STEPS, SAVE_EVERY)
+                killed = kill_after_step(start(folder), step, random.uniform(0, 0.02))
+            kills += killed
         finish(folder)
         assert_same(folder, unbroken)
+    print(f"{kills} kills in {number} runs of {STEPS} steps, {inside} of them in the middle of writing a file")
+
+
+def test_two_processes_killed_and_resumed_by_one(tmp_path):
+    """The launcher and both processes get SIGKILL; one process alone goes on from what they left."""
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__, str(tmp_path / "a")]
+    launcher = subprocess.Popen([sys.executable, *command, "plain"], stdout=subprocess.PIPE, text=True,
+                                env=ENVIRONMENT, start_new_session=True)  # fmt: skip
+    processes = set()
+    for line in launcher.stdout:
+        if line.startswith("process "):
+            processes.add(int(line.split()[1]))
+        elif line.strip().isdigit() and int(line) >= 23 and len(processes) == 2:
+            break
+    for number in (launcher.pid, *processes):
+        os.kill(number, signal.SIGKILL)
+    launcher.stdout.close()
+    launcher.wait()
+    first = []
+    run(tmp_path / "a", on_step=lambda step, history: first.append(step), **PLAIN)
+    assert 20 <= first[0] - 1 < 60 and first[0] % SAVE_EVERY == 1 and first[-1] == 60
+    run(tmp_path / "b", **PLAIN)
+    (ours, _), (theirs, _) = (read_tensors(checkpoints(tmp_path / name)[0]) for name in "ab")
+    gaps = [(ours[name] - theirs[name]).abs().max().item() for name in ours if name.startswith(("model/", "ema/"))]
+    assert max(gaps) < 1e-4 and not list(tmp_path.rglob("*.tmp"))
+    assert read_log(tmp_path / "a")["step"] == [1, 2, 4, 8, 16, 32, 50, 60]
 
 
 def test_other_arguments_are_refused(tmp_path):
@@ -167,16 +208,47 @@ def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def half_written(tensors, path, metadata):
-    Path(path).write_bytes(b"\x10" * 5000)
-    die()
+class HalfRow:
+    """An open file that gets half of a row before the process dies."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.file.close()
+
+    def write(self, text):
+        self.file.write(text[:len(text) // 2])
+        self.file.flush()
+        die()
+
+
+def prepare(death, count):
+    """Make this process kill itself at the `count`th time that it is where `death` says."""
+    places = dict(half=(safe_files, "save_file"), rename=(safe_files.os, "replace"), log=(Path, "open"))
+    true, left = getattr(*places[death]), [count]
+
+    def deadly(*args, **kwargs):
+        here = {"half": True, "rename": "checkpoint" in str(args[0]), "log": args[1:] == ("a",)}[death]
+        left[0] -= here
+        if not here or left[0]:
+            return true(*args, **kwargs)
+        if death == "half":
+            Path(args[1]).write_bytes(b"\x10" * 5000)
+        return HalfRow(true(*args, **kwargs)) if death == "log" else die()
+
+    setattr(*places[death], deadly)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    if "rename" in sys.argv:
-        replace = os.replace
-        safe_files.os.replace = lambda file, to: die() if "checkpoint" in str(file) else replace(file, to)
-    if "half" in sys.argv:
-        safe_files.save_file = half_written
-    run(sys.argv[1])
+    if sys.argv[2:] == ["plain"]:
+        print(f"process {os.getpid()}", flush=True)
+        run(sys.argv[1], **PLAIN)
+    else:
+        if sys.argv[2:]:
+            prepare(sys.argv[2], int(sys.argv[3]))
+        run(sys.argv[1])

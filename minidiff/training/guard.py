@@ -35,8 +35,9 @@ class Guard:
         if scaled:
             self.skipped.add_(1).mul_(bad)
             bad = self.skipped > MOST_SKIPPED
-        self.broken.copy_(before | bad)
-        self.good_steps.add_(~(before | bad))
+        broken = before | bad
+        self.broken.copy_(broken)
+        self.good_steps.add_(~broken)
 
     def is_broken(self):
         """Whether something broke since the start; waits for the device."""

@@ -199,7 +199,8 @@ class Trainer:
             with torch.autocast(self.world.device.type, AMP[self.amp], enabled=self.amp is not None):
                 loss = self.model(images[part], None if y is None else y[part], weight=self.weight,
                                   p_uncond=self.p_uncond, **{key: value[part] for key, value in draws.items()})
-            self.optimisation.scaler.scale(loss.mean() / self.accumulate).backward()
+            mean = loss.mean() if self.accumulate == 1 else loss.mean() / self.accumulate
+            self.optimisation.scaler.scale(mean).backward()
             losses.append(loss.detach())
         losses = torch.cat(losses) if len(losses) > 1 else losses[0]
         return losses.float(), draws["t"]
