@@ -27,7 +27,7 @@ class History:
         self.step, self.seconds, self.images_per_second = 0, 0.0, 0.0
         self.steps, self.batch_size = steps, batch_size
         self.ema = average.model if average else None
-        self._recent = torch.zeros(2, BINS, device=device)  # sums and counts since the last reduction
+        self._recent = []  # (losses, times) of the steps since the last reduction: sorting them can wait until then
         self._reduced = 0
 
     def start(self):
@@ -47,9 +47,7 @@ class History:
     def record(self, losses, t):
         """Keep the losses (B,) of a step at times t (B,). Nothing is read back from the device."""
         self.losses[self.step] = losses.mean()
-        place = (t * BINS).ceil().long().clamp_(1, BINS) - 1
-        self._recent[0].index_add_(0, place, losses)
-        self._recent[1].index_add_(0, place, torch.ones_like(losses))
+        self._recent.append((losses, t))
         self.step += 1
         self.elapsed()
 
@@ -60,13 +58,20 @@ class History:
         """
         new = slice(self._reduced, self.step)
         world.mean(self.losses[new])
-        recent = world.sum(self._recent)
+        recent = world.sum(self._by_time())
         self.time_sum += recent[0]
         self.time_count += recent[1]
         by_time = recent[0] / recent[1]
-        self._recent.zero_()
+        self._recent.clear()
         self._reduced = self.step
         return self.losses[new].mean(), by_time
+
+    def _by_time(self):
+        """Sums and counts (2, 20) of the losses since the last reduction by their times."""
+        losses, t = (torch.cat(parts) for parts in zip(*self._recent))
+        place = (t * BINS).ceil().long().clamp_(1, BINS) - 1
+        sums = torch.zeros(2, BINS, device=losses.device)
+        return sums.index_add_(1, place, torch.stack([losses, torch.ones_like(losses)]))
 
     def mean_loss(self, last):
         """The mean of the last `last` losses as a float; waits for the device."""
@@ -76,7 +81,7 @@ class History:
         """Forget the steps after `step`. (The loss by time leaves out all those since the last reduction.)"""
         world.mean(self.losses[self._reduced:step])
         self.step = step
-        self._recent.zero_()
+        self._recent.clear()
 
     def loss_by_time(self):
         """(centres (20,), mean loss (20,)) over bins of t, on the CPU; NaN in bins that no time fell into."""
