@@ -1,0 +1,151 @@
+"""Train networks that listen to words on equal terms, and record how each obeys: `python tools/text_runs.py words`.
+
+Experiment `words` compares ways to hand the words to one transformer (notebook 17), `backbones` compares networks
+(notebook 18). All learn captioned shapes without some pairs of words, and are asked in mid-run and at the end: pictures
+for captions that they have not seen, read back by the oracle of the shapes. A run is one file
+data/results/EXPERIMENT/TIER/RUN.json with a strip of its last pictures, as tools/ablation.py writes them, and read by
+minidiff.course.recorded. Runs that are recorded are skipped, interrupted ones go on.
+"""
+
+import argparse
+import json
+import platform
+import time
+
+import torch
+from ablation import curve, strip
+from PIL import Image
+
+from minidiff import Diffusion, Text, create_model, load_dataset, sample, schedules, summary
+from minidiff.errors import unknown_name
+from minidiff.files import cache_folder, data_folder
+from minidiff.metrics import oracle_accuracy
+from minidiff.safe_files import write_text
+from minidiff.text import text_encoder
+from minidiff.training import read_log, train
+
+TIERS = {
+    "cpu": dict(size=16, steps=2000, batch_size=64, prompts=400, evaluate_every=500),
+    "gpu": dict(size=32, steps=20_000, batch_size=256, prompts=2000, evaluate_every=2000),
+}
+TRAINING = dict(lr=1e-3, warmup=100, ema=0.998, p_uncond=0.1)
+SAMPLING = dict(sampler="dpmpp_2m", steps=20, guidance=3.0, seed=1)
+SHOWN = 32  # of the pictures are kept
+TEXT = dict(text_dim=128, pooled_dim=384)
+PLAIN = TEXT | dict(dwconv=False, rearrange_first=False)  # IU-ViT without what makes it more than U-ViT
+
+# experiment -> run -> (model, overrides, what it is told). The tiny sizes; the gpu tier gives them 32 pixels.
+EXPERIMENTS = {
+    "words": {  # U-ViT each time; where no cross-attention has weights, a wider MLP has as many
+        "cross": ("iuvit_tiny", PLAIN | {"text_attention": "cross"}, "all"),
+        "joint": ("iuvit_tiny", PLAIN | {"text_attention": "joint", "mlp_ratio": 5}, "all"),
+        "tokens": ("uvit_tiny", TEXT | {"num_text_tokens": 16, "mlp_ratio": 6.2}, "all"),
+        "pooled": ("iuvit_tiny", PLAIN | {"text_attention": "cross"}, "pooled"),
+    },
+    "backbones": {
+        "ascend": ("ascend_tiny", TEXT, "all"),
+        "iuvit": ("iuvit_tiny", TEXT | {"text_attention": "cross"}, "all"),
+        "unet": ("ddpm_tiny", TEXT | {"ch": 32}, "all"),
+    },
+}  # fmt: skip
+
+
+def main():
+    """Make all runs of an experiment, or those that are named."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("experiment", help=", ".join(EXPERIMENTS))
+    parser.add_argument("runs", nargs="*", help="default: all of them")
+    parser.add_argument("--tier", choices=TIERS, default="gpu" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=type(data_folder()), default=data_folder() / "results")
+    parser.add_argument("--smoke", action="store_true", help="a few steps and pictures, to test all this")
+    arguments = parser.parse_args()
+    if arguments.experiment not in EXPERIMENTS:
+        parser.error(str(unknown_name("experiment", arguments.experiment, EXPERIMENTS)))
+    runs = EXPERIMENTS[arguments.experiment]
+    for name in arguments.runs:
+        if name not in runs:
+            parser.error(str(unknown_name("run", name, runs)))
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    for name in arguments.runs or runs:
+        seed = f"-seed{arguments.seed}" * bool(arguments.seed)
+        path = arguments.out / arguments.experiment / arguments.tier / f"{name}{seed}.json"
+        if path.exists():
+            print(f"{path} is there already")
+            continue
+        record, pictures = run(arguments.experiment, name, *runs[name], arguments)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(strip(pictures[:SHOWN])).save(path.with_suffix(".png"), optimize=True)
+        write_text(path, json.dumps(record, indent=1) + "\n")
+        print(f"wrote {path}: right in all {record['accuracy']['seen']['all']:.3f}, "
+              f"with held-out pairs {record['accuracy']['held_out']['all']:.3f}")
+
+
+def run(experiment, name, model, overrides, told, arguments):
+    """Train, question and describe one run: a dict of plain values, and its pictures."""
+    tier, device = TIERS[arguments.tier], "cuda" if torch.cuda.is_available() else "cpu"
+    size, steps = tier["size"], 4 if arguments.smoke else arguments.steps or tier["steps"]
+    shapes = dict(size=size, held_out="default")
+    data = load_dataset("shapes", num=10**6, **shapes)
+    torch.manual_seed(arguments.seed)
+    side = "image_size" if model.startswith("ddpm") else "img_size"
+    network = create_model(model, **{side: size}, **overrides)
+    diffusion = Diffusion(network, schedules.cosine(), "v", shape=(3, size, size))
+    encode = teller(text_encoder("words", device=device), told)
+    work = summary(diffusion, y=encode(["a red circle above a blue square"]))
+    cost = f"{work.parameters:,} parameters, {work.flops / 1e6:.1f} MFLOPs"
+    print(f"{experiment} {name}: {cost}, {steps} steps on {device}")
+    prompts = 8 if arguments.smoke else tier["prompts"]
+    asked = {"seen": load_dataset("shapes", split="test", **shapes).batch(range(prompts))[2],
+             "held_out": load_dataset("shapes", split="held_out", **shapes).batch(range(prompts))[2]}
+    options = TRAINING | dict(steps=steps, batch_size=8 if arguments.smoke else tier["batch_size"], seed=arguments.seed)
+    if device == "cuda":
+        options |= dict(amp="bf16", compile=True)
+    folder = arguments.out / f"smoke-{name}" if arguments.smoke else (
+        cache_folder() / "runs" / f"{experiment}-{arguments.tier}-{name}-{arguments.seed}")  # fmt: skip
+    sampling = SAMPLING | (dict(steps=4) if arguments.smoke else {})
+
+    def answers(model, captions):
+        return sample(model, len(captions), y=encode(captions), progress=False, **sampling).clamp(-1, 1).cpu()
+
+    def evaluate(model):
+        few = asked["seen"][:max(8, prompts // 4)]
+        return {key: float(value) for key, value in oracle_accuracy(answers(model, few), few).items()}
+
+    started = time.time()
+    history = train(diffusion, data, folder=folder, save_every=250, device=device, encode=encode, evaluate=evaluate,
+                    evaluate_every=2 if arguments.smoke else tier["evaluate_every"], **options)  # fmt: skip
+    pictures = {key: answers(history.ema, captions) for key, captions in asked.items()}
+    accuracy = {key: {name: round(float(share), 4) for name, share in oracle_accuracy(pictures[key], captions).items()}
+                for key, captions in asked.items()}  # fmt: skip
+    record = {
+        "format": 1, "experiment": experiment, "run": name, "tier": arguments.tier, "seed": arguments.seed,
+        "command": f"python tools/text_runs.py {experiment} {name} --tier {arguments.tier} --seed {arguments.seed}"
+                   + f" --steps {arguments.steps}" * bool(arguments.steps),
+        "date": time.strftime("%Y-%m-%d"), "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "threads": torch.get_num_threads(), "machine": platform.machine(), "torch": torch.__version__,
+        "model": {"name": model, "arguments": network.arguments, "parameters": work.parameters, "flops": work.flops},
+        "data": {"name": "shapes"} | shapes, "told": told, "encoder": "words", "prompts": prompts,
+        "captions": [*asked["seen"][:SHOWN // 2], *asked["held_out"][:SHOWN // 2]],
+        "schedule": repr(diffusion.schedule), "prediction": diffusion.prediction, "training": options,
+        "sampling": sampling, "seconds": round(time.time() - started), "curve": curve(history.losses),
+        "during": read_log(folder, "evaluations.csv"), "accuracy": accuracy,
+    }  # fmt: skip
+    return record, torch.cat([part[:SHOWN // 2] for part in pictures.values()])
+
+
+def teller(encoder, told):
+    """captions -> Text of which the network is told "all", or of the tokens none ("pooled")."""
+
+    def encode(captions):
+        text = encoder(captions)
+        return text if told == "all" else Text(text.tokens, torch.zeros_like(text.mask), text.pooled)
+
+    return encode
+
+
+if __name__ == "__main__":
+    main()
