@@ -61,6 +61,7 @@ RUNS = {  # what two processes do; one process does the same without `parallel`,
     "fsdp-idle": dict(parallel="fsdp", idle=True, **SHORT),
     "ddp-stopped": dict(parallel="ddp", stop_after=0.0, **TWELVE),
     # These end with an error in every process.
+    "ddp-not-shared": dict(parallel="ddp", own_folder=True, **TWELVE),
     "ddp-idle": dict(parallel="ddp", idle=True, **SHORT),
     "ddp-nan": dict(parallel="ddp", data="stream", poison=3, **SHORT),
     "fsdp-nan": dict(parallel="fsdp", data="stream", poison=5, **SHORT | dict(log_every=4)),
@@ -137,9 +138,11 @@ def make(network="uvit_test", text=False, idle=False):
     return diffusion, InMemory(pictures, torch.arange(50) % 3, [str(i % 7) for i in range(50)], ["a", "b", "c"])
 
 
-def run(folder, network="uvit_test", data="memory", text=False, poison=None, idle=False, own_start=False, **options):
+def run(folder, network="uvit_test", data="memory", text=False, poison=None, idle=False, own_start=False,
+        own_folder=False, **options):  # fmt: skip
     """Twenty steps of 16 pictures with labels, dropped labels, clipping and averages; facts.json says how it went."""
     rank = int(os.environ.get("RANK", 0))
+    folder = Path(folder) / str(rank) if own_folder else folder
     torch.manual_seed(rank if own_start else 0)
     diffusion, memory = make(network, text, idle)
     dataset = {"memory": memory, "records": Records(memory), "stream": Stream(memory, poison)}[data]
@@ -155,6 +158,8 @@ def run(folder, network="uvit_test", data="memory", text=False, poison=None, idl
     moments = [s["exp_avg"] for s in trainer.optimisation.optimizer.state.values()]
     facts = dict(step=history.step, begins=getattr(dataset, "begins", None), weights=sum(t.numel() for t in tensors[0]),
                  mine=[sum(local(t).numel() for t in kind) for kind in (*tensors, moments)])  # fmt: skip
+    if rank == 0 and network == "ascend_test" and not text:
+        facts["mean"] = mean_of_samples(history.ema)["mean"]
     (Path(folder) / f"facts-{rank}.json").write_text(json.dumps(facts))
     if rank == 0 and trainer.ema and not idle:
         save_pretrained(history.ema, Path(folder) / "weights")
@@ -194,6 +199,7 @@ def together(tmp_path_factory):
     for name in ("ddp-resumed", "fsdp-resumed"):  # one process begins, two go on
         run(folder / name, **TWELVE | dict(steps=4))
     run(folder / "ddp-stream", **STREAM | dict(steps=4))
+    run(folder / "ddp-not-shared" / "0", **TWELVE | dict(steps=4))
     code, printed = launch(__file__, str(folder), *RUNS)
     missing = [name for name in RUNS if name != LAST and not list((folder / name).glob("*-1.*"))]
     assert not missing, printed[-6000:]
@@ -238,8 +244,10 @@ def test_two_processes_reach_the_weights_of_one(name, together, alone):
     assert [facts(together, name, rank)["step"] for rank in (0, 1)] == [RUNS[name].get("steps", STEPS)] * 2
 
 
-def test_the_averaged_model_of_divided_weights_is_whole(together):
-    """Its buffers that no state holds, too: Swin's tables of positions and masks."""
+def test_the_averaged_model_of_divided_weights_is_whole(together, alone):
+    """With its buffers that no state holds: Swin's tables of positions and masks."""
+    theirs = json.loads((alone("fsdp-ascend") / "facts-0.json").read_text())["mean"]
+    assert facts(together, "fsdp-ascend")["mean"] == pytest.approx(theirs, abs=1e-5)
     for name in ("fsdp", "fsdp-ascend"):
         theirs = read_tensors(together[0] / name / "weights" / "model.safetensors")[0]
         ema = read_tensors(checkpoints(together[0] / name)[0])[0]
@@ -335,6 +343,11 @@ def good_part(alone, name, bad):
 def test_what_cannot_be_shared_is_refused_by_all(name, words, together):
     for message in errors(together, name):
         assert re.search(words, message) and message.startswith("ValueError")
+
+
+def test_a_folder_that_the_processes_do_not_share(together):
+    for message in errors(together, "ddp-not-shared"):
+        assert "different steps" in message and "[0, 4]" in message and "share" in message
 
 
 def test_another_number_of_processes_is_refused(together):
