@@ -31,14 +31,16 @@ _FROM = {
     "minidiff.backbones": ["create_model", "list_models", "register_model"],
     "minidiff.flops": ["summary"],
     "minidiff.datasets": ["Record", "list_datasets", "load_dataset"],
+    "minidiff.text": ["text_encoder"],
     "minidiff.checkpoints": ["from_pretrained", "load", "save_pretrained"],
     "minidiff.official": ["load_official"],
     "minidiff.files": ["cache_folder", "data_folder"],
 }
 _HOME = {name: module for module, names in _FROM.items() for name in names}
 _FILES = ("attention_maps", "backbones", "checkpoints", "course", "datasets", "diffusion", "editing", "guidance",
-          "layers", "likelihood", "losses", "metrics", "official", "oracles", "prediction", "reflow",
-          "samplers", "schedules", "scorers", "spacings", "text", "training", "variational")
+          "images", "layers", "likelihood", "losses", "metrics", "model_card", "official", "oracles", "prediction",
+          "recipes", "reflow", "samplers", "schedules", "scorers", "sharing", "spacings", "text", "text_cache",
+          "text_encoders", "training", "variational")
 
 __all__ = ["__version__", *_HOME, *_FILES]
 
