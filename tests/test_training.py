@@ -17,7 +17,6 @@ from minidiff.training import EMA, learning_rate, train
 from minidiff.training.data import batches, shuffled, stream_seed
 from minidiff.training.world import World
 
-
 ONE = World(torch.device("cpu"))
 
 
