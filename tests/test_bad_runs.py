@@ -166,7 +166,7 @@ def test_a_stop_puts_a_scheduler_back(tmp_path):
     run(tmp_path, Poisoned(), decay=decay, log_every=1, save_every=50)
     log = read_log(tmp_path)
     rates = dict(zip(log["step"], log["lr"]))
-    assert rates[5] == pytest.approx(1e-3 * 0.5**5, rel=1e-4) and rates[12] == pytest.approx(1e-3 * 0.5**12, rel=1e-4)
+    assert rates[5] == pytest.approx(1e-3 * 0.5**4, rel=1e-4) and rates[12] == pytest.approx(1e-3 * 0.5**11, rel=1e-4)
 
 
 # --- full disks ---------------------------------------------------------------------------------------------------

@@ -36,7 +36,8 @@ class Optimisation:
         self.parts = [torch.nn.Parameter(local(weight)) for weight in weights] if world.mesh else weights
         self.optimizer = torch.optim.AdamW(self.parts, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=amp == "fp16")
-        self.make_scheduler, self.lr, self.gradient_norm = scheduler, lr, None
+        self.make_scheduler, self.lr = scheduler, lr
+        self.gradient_norm, self.rate_taken = None, None  # of the last step
         self.go_to(0)
 
     def go_to(self, step):
@@ -78,6 +79,7 @@ class Optimisation:
         else:
             self.optimizer.found_inf = self.guard.broken
             self.optimizer.step()
+        self.rate_taken = float(self.optimizer.param_groups[0]["lr"])  # a scheduler's next one is another
         if self.scheduler is not None:
             self.scheduler.step()
         self.clear()

@@ -233,7 +233,7 @@ class Trainer:
         loss, by_time = self.history.reduce(self.world)
         if log and (self.log.folder or self.log.trackers):
             numbers = torch.stack([loss, self.optimisation.gradient_norm, *by_time]).tolist()  # read once
-            self.log.row(step=step, loss=numbers[0], lr=float(self.optimisation.optimizer.param_groups[0]["lr"]),
+            self.log.row(step=step, loss=numbers[0], lr=self.optimisation.rate_taken,
                          gradient_norm=numbers[1], images_per_second=self.history.images_per_second,
                          seconds=self.history.seconds, loss_by_time=numbers[2:])  # fmt: skip
         if sample:
