@@ -75,6 +75,15 @@ def test_evaluations(tmp_path):
                                                      "two": [1, 2, 3, 4]}  # fmt: skip
 
 
+def test_evaluations_of_other_names(tmp_path):
+    """A function that gives more, or in another order, does not shift the columns of the rows before."""
+    for step, values in ((1, {"a": 1.0}), (2, {"b": 2.0, "a": 3.0}), (3, {"b": 4.0})):
+        Log(tmp_path, step=step).evaluation(step, values)
+    log = read_log(tmp_path, "evaluations.csv")
+    assert log["step"] == [1, 2, 3] and log["a"] == pytest.approx([1, 3, math.nan], nan_ok=True)
+    assert log["b"] == pytest.approx([math.nan, 2, 4], nan_ok=True)
+
+
 def test_distance_to_the_data(tmp_path):
     features = torch.nn.Sequential(torch.nn.AvgPool2d(4), torch.nn.Flatten())
     evaluate = distance_to(DATA, features, 12, steps=3)

@@ -39,7 +39,7 @@ class Log:
 
     def evaluation(self, step, values):
         """One row of evaluations.csv: what `evaluate` returned."""
-        self._append("evaluations.csv", ["step", *values], {"step": step, **values})
+        self._append("evaluations.csv", self._columns("evaluations.csv", ["step", *values]), {"step": step, **values})
 
     def close(self):
         for tracker in self.trackers:
@@ -64,6 +64,20 @@ class Log:
             if path.exists():
                 os.truncate(path, before)  # no half row
             print(f"step {values['step']} is missing in {path}: {error.strerror}")
+
+    def _columns(self, name, columns):
+        """The columns that a file has and those that are new, which its rows get empty."""
+        path = None if self.folder is None else self.folder / name
+        if path is None or not path.exists() or not path.stat().st_size:
+            return columns
+        with path.open(encoding="utf-8", newline="") as file:
+            head, *rows = list(csv.reader(file))
+        new = [column for column in columns if column not in head]
+        if new:
+            text = io.StringIO()
+            csv.writer(text, lineterminator="\n").writerows([head + new, *(row + [""] * len(new) for row in rows)])
+            write_text(path, text.getvalue())
+        return head + new
 
     def _keep(self, name, columns, step):
         """Leave the whole rows up to `step`; a kill may have cut the last one."""
