@@ -298,6 +298,17 @@ def test_an_empty_data_set(data, words):
         run(data=data)
 
 
+@pytest.mark.parametrize("options, words", [(dict(num_classes=3), "labels"), (dict(text_dim=8), "captions")])
+def test_a_condition_that_the_data_set_lacks(options, words):
+    class Bare:
+        def images(self):
+            return PICTURES
+
+    with pytest.raises(ValueError, match=f"is conditioned on {words}, and the data set has none"):
+        run(data=Bare(), network=model(**options), encode=encode)
+    assert run(data=Bare(), steps=1).step == 1
+
+
 def test_labels_out_of_range_are_found_before_the_first_step():
     """Wherever in the data they are."""
     labels = torch.zeros(50, dtype=torch.int64)

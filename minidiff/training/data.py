@@ -61,6 +61,10 @@ def batches(dataset, batch_size, seed, start, world, network, *, workers=0, enco
       already seen is skipped, which needs a repeatable stream
     """
     condition = _Condition(network, encode, world.device)
+    missing = {"labels": "labels", "text": "captions", None: "images"}[condition.kind]
+    if hasattr(dataset, "images") and not hasattr(dataset, missing):
+        raise ValueError(f"the network {type(network).__name__} is conditioned on {missing}, and the data set has "
+                         f"none: give it `.{missing}`, one for each picture, or take a network without a condition.")
     if hasattr(dataset, "images"):
         yield from _gathered(dataset, batch_size, seed, start, world, condition)
         return
