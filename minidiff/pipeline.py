@@ -11,6 +11,7 @@ kept. Picture j of a prompt depends on the prompt, its seed and j alone, not on 
 
 import functools
 import numbers
+import warnings
 from pathlib import Path
 
 import torch
@@ -73,7 +74,10 @@ class TextToImage:
         return self
 
     def enable_compile(self, **options):
-        """Compile the network at its next call; options: those of torch.compile. Returns the pipeline."""
+        """Compile the network at its next call, which takes a minute; returns the pipeline.
+
+        options: those of torch.compile. For many pictures on a GPU: on a CPU small networks become slower.
+        """
         self.diffusion.network.compile(**options)
         return self
 
@@ -84,7 +88,7 @@ class TextToImage:
         """n pictures of a prompt, a list of PIL images; of a list of P prompts a list of P such lists.
 
         guidance    the classifier-free scale, 1 for none
-        seed        a whole number, the same for each prompt, or a list of P of them
+        seed        a whole number, so that all prompts start from the same noise, or a list of P: to measure, range(P)
         negative    what to lead away from: a prompt for all, or a list of P; "" and None lead away from nothing
         batch_size  pictures at a time; by default as many as should fit, then fewer if they do not
         output      "tensor" gives (n, C, H, W), or (P, n, C, H, W), float32 in [-1, 1] on the CPU
@@ -104,10 +108,13 @@ class TextToImage:
         from minidiff.training.data import padded  # here: training is many files
 
         texts = [self._text(part) for part in (prompts, negatives) if part is not None]
-        length = getattr(self.diffusion.network, "num_text_tokens", None)
-        if length is not None or len(texts) > 1:
-            length = max(text.tokens.shape[1] for text in texts) if length is None else length
-            texts = [padded(text, length) for text in texts]
+        longest = max(text.tokens.shape[1] for text in texts)
+        places = getattr(self.diffusion.network, "num_text_tokens", None) or longest
+        if longest > places:
+            warnings.warn(f"a prompt of {longest} tokens was cut to the {places} that this network has places for",
+                          stacklevel=7)  # fmt: skip
+        if len(texts) > 1 or longest != places:
+            texts = [padded(text, places) for text in texts]
         return texts[0], texts[1] if len(texts) > 1 else None
 
     def _text(self, prompts):
@@ -157,7 +164,10 @@ class ClassToImage:
         return self
 
     def enable_compile(self, **options):
-        """Compile the network at its next call; options: those of torch.compile. Returns the pipeline."""
+        """Compile the network at its next call, which takes a minute; returns the pipeline.
+
+        options: those of torch.compile. For many pictures on a GPU: on a CPU small networks become slower.
+        """
         self.diffusion.network.compile(**options)
         return self
 

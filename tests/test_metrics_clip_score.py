@@ -132,15 +132,22 @@ def test_the_network_stays_as_it_was(clip):
 
 
 def test_nothing_is_fetched_in_silence(monkeypatch, tmp_path):
-    pytest.importorskip("transformers")
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    transformers = pytest.importorskip("transformers")
+    asked = []
 
-    def connected(*arguments, **options):
-        raise AssertionError("it asked the network")
+    def absent(name, local_files_only, **options):
+        asked.append((str(name), local_files_only))
+        raise OSError("not in the cache")
 
-    monkeypatch.setattr("socket.socket.connect", connected)
+    monkeypatch.setattr(transformers.CLIPModel, "from_pretrained", absent)
     with pytest.raises(FileNotFoundError, match="no CLIP could be read from 'nobody/clip'.*download=True"):
         clip_score(pictures(1), ["a"], "nobody/clip")
+    with pytest.raises(FileNotFoundError):
+        clip_score(pictures(1), ["a"], "nobody/clip", download=True)
+    with pytest.raises(FileNotFoundError):
+        clip_score(pictures(1), ["a"], tmp_path, download=True)  # a folder needs no network
+    assert asked == [("nobody/clip", True), ("nobody/clip", False), (str(tmp_path), True)]
+    monkeypatch.undo()
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="must hold config.json, model.safetensors"):
         clip_score(pictures(1), ["a"], tmp_path / "empty")

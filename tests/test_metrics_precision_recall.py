@@ -41,7 +41,7 @@ def test_blocks_order_place_and_turns_do_not_matter():
     value = covered(a, b)
     assert covered(a, b, block=7) == value
     assert covered(a.flip(0), b.flip(0)) == value
-    assert covered(a @ turn * 3 + 1000, b @ turn * 3 + 1000) == value  # far from 0, where squares lose digits
+    assert covered(a @ turn * 3 + 1e6, b @ turn * 3 + 1e6) == value  # far from 0, where squares lose digits
 
 
 def test_identical_sets_and_disjoint_sets():
@@ -49,6 +49,8 @@ def test_identical_sets_and_disjoint_sets():
     assert covered(a, a, k=1) == covered(a + 1e4, a + 1e4, k=1) == 1.0
     twice = a.repeat(3, 1)  # balls of radius 0 hold their own copies
     assert covered(twice, twice, k=1) == covered(a, twice, k=2) == 1.0
+    wide = points(50, dim=700)
+    assert all(covered(one[None], wide.repeat(3, 1), k=2) == 1.0 for one in wide)  # rounded in other ways than in rows
     assert covered(a, a + 100) == covered(a + 100, a) == 0.0
     images = a.view(50, 5, 1, 1).clamp(-1, 1)
     same = precision_recall(images, images.clone(), flat)

@@ -140,12 +140,15 @@ def test_negative_prompts(pipe):
 
 
 def test_networks_with_places_for_so_many_tokens():
-    """U-ViT attends to all 7 places, also the empty ones: pictures stay the same in other company all the same."""
+    """Prompts are padded and cut to 7 places: pictures stay the same in other company, and what is cut is said."""
     made = diffusion("uvit_test", text_dim=6, num_text_tokens=7)
     pipe = TextToImage(made, Letters())
     rows = pipe(["abc", "abcdefg", ""], n=1, **QUICK)
     for prompt, row in zip(["abc", "abcdefg", ""], rows):
         assert close(pipe(prompt, n=1, **QUICK), row)
+    with pytest.warns(UserWarning, match="a prompt of 9 tokens was cut to the 7 that this network") as said:
+        cut = pipe(["ab", "abcdefghi"], n=1, **QUICK)
+    assert close(cut[1], rows[1]) and said[0].filename == __file__
     assert close(pipe("abc", n=1, negative="a", **QUICK), pipe(["abc", "b"], n=1, negative=["a", "abcdef"], **QUICK)[0])
 
 
@@ -421,6 +424,16 @@ def test_drawing_needs_no_pipeline():
     found = draw(made, lambda part: (labels[part], None), [(9, i) for i in range(5)], steps=3, batch_size=2,
                  guidance=2.0, progress=False)  # fmt: skip
     assert close(found, sample(made, 5, y=labels, seed=9, guidance=2.0, steps=3, progress=False))
+
+
+def test_a_learned_variance_is_used():
+    made = network("ddpm_test", num_classes=3, out_channels=6)
+    made = Diffusion(made, schedules.linear(50), "eps", learned_range=True, shape=(3, 8, 8))
+    options = dict(guidance=2.0, sampler="ddpm", steps=4, progress=False)
+    expected = sample(made, 3, y=1, **options)
+    found = draw(made, lambda part: (torch.tensor([1, 1, 1])[part], None), [(0, i) for i in range(3)], **options)
+    assert close(found, expected)
+    assert not close(found, sample(made, 3, y=1, variance="small", **options), 0.01)
 
 
 def test_it_leaves_the_model_as_it_was(pipe):

@@ -1,6 +1,6 @@
 """The oracle of the shapes as a metric: does a picture show what its caption says, attribute by attribute?
 
-    pictures = pipe(captions, n=1, output="tensor")[:, 0]
+    pictures = pipe(captions, n=1, seed=range(len(captions)), output="tensor")[:, 0]
     print(oracle_accuracy(pictures, captions, groups=held_out_groups(captions)))
 
 What a picture shows is read by `datasets.shapes.score`; here are shares of many pictures, of parts of them, and how
@@ -35,7 +35,7 @@ class Share(float):
     """A share of pictures in [0, 1]: a float with `.count`, how many pictures it is of, `.error`, its standard error,
     and `.interval`, the 95 % interval of Wilson (1927), which is no point at 0 and 1.
 
-    The pictures count as independent, so draw one for each caption rather than many for few.
+    The pictures count as independent: draw one for each of many captions, each from a seed of its own.
     """
 
     def __new__(cls, value, count):

@@ -50,7 +50,7 @@ def precision_recall(real, fake, features, *, k=3, batch_size=256):
     return PrecisionRecall(*values, features=label, dim=a.shape[1], counts=(len(a), len(b)), k=k)
 
 
-def covered(points, centres, k=3, block=1024):
+def covered(points, centres, k=3, block=512):
     """The share of `points` (N, D) within a ball around one of the `centres` (M, D), which reaches to the k-th nearest
     of the others; a float. Blocks of `block` rows, so that memory grows with N and M and not with their product.
 
