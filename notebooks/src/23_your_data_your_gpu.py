@@ -3,7 +3,7 @@
 #
 # After this notebook you can take a folder of your own pictures to a trained model that others can load, on the machine that you have, and say beforehand what a larger one would give you.
 #
-# Run time: four to five minutes on a CPU with two idle cores; expect as long on a T4 or a big GPU, which trains for more steps. Nothing is downloaded.
+# Run time: about three minutes on a CPU with two idle cores; expect as long on a T4 or a big GPU, which trains for more steps. Nothing is downloaded.
 #
 # You will
 #
@@ -113,7 +113,7 @@ if __name__ == "__main__":
     for options in json.loads(sys.argv[1]):
         prepare(**options).run()
 ''')
-steps = budget("the run", smoke=12, cpu=600, gpu=4000, seconds_per_step=0.15)
+steps = budget("the run", smoke=12, cpu=480, gpu=4000, seconds_per_step=0.2)
 options = dict(pictures=str(pictures), folder=str(home / "run"), device=str(run.device), steps=steps, progress=False,
                batch_size=8 if run.tier == "smoke" else 32, lr=2e-3, warmup=steps // 10, ema=0.99, p_uncond=0.1,
                save_every=steps // 6, sample_every=steps // 6, log_every=max(1, steps // 60), seed=0,
@@ -223,6 +223,8 @@ held = {"weights": size_of(model.parameters()), "gradients": size_of(w.grad for 
 model.zero_grad()
 for name, size in held.items():
     print(f"{name:10}{size / 1e6:6.2f} MB, {size / weights:.3f} bytes a weight")
+if run.device.type == "cuda":
+    print(f"peak on the GPU so far: {torch.cuda.max_memory_allocated() / 1e6:.0f} MB, with activations and work space")
 print(f"{weights:,} weights, {sum(held.values()) / weights:.3f} bytes each")
 assert abs(sum(held.values()) / weights - 20) < 0.01
 
@@ -258,17 +260,18 @@ print(f"by hand {by_hand:,} bytes, with the small ones {by_hand + more:,}, measu
 assert abs(saved_bytes(block, x) / (by_hand + more) - 1) < 0.01
 
 # %% [markdown]
-# Sixteen it is. On a GPU the same bill is paid, and `torch.cuda.max_memory_allocated()` shows the total; it is a little higher, since operations need room to work in.
+# Sixteen it is. On a GPU the same bill is paid, and `torch.cuda.max_memory_allocated()` shows the total; it is higher than the sum, since operations need room to work in.
 #
 # ## Four ways to need less
 #
-# **Accumulation** cuts the batch into parts, adds up their gradients, and steps once. Since the loss is a mean, its gradient is the mean of the parts' gradients: the same step, for the memory of one part. **Checkpointing** keeps only what enters each block, and computes the rest again in the backward pass. Measure both with a small ASCEND: bytes, time, and operations, as torch counts them.
+# **Accumulation** cuts the batch into parts, adds up their gradients, and steps once. Since the loss is a mean, its gradient is the mean of the parts' gradients: the same step, for the memory of one part. **Checkpointing** keeps only what enters each block, and computes the rest again in the backward pass. Measure both with a small ASCEND on the CPU: bytes, processor time, and operations, as torch counts them.
 
 # %%
 import timeit
 
 from torch.utils.flop_counter import FlopCounterMode
 
+torch.set_num_threads(1)  # from here on all is small
 torch.manual_seed(0)
 ascend = minidiff.Diffusion(minidiff.create_model("ascend_tiny"), minidiff.schedules.cosine(), "v", shape=(3, 16, 16))
 x0, count = known[:16], 1 if run.tier == "smoke" else 5
@@ -287,12 +290,8 @@ def gradient(parts, checkpoint=False, amp=False):
 
 
 def seconds(function, *arguments, **options):
-    """The quickest of some calls, on one thread: other programs disturb that least."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    times = timeit.repeat(lambda: function(*arguments, **options), number=1, repeat=count)
-    torch.set_num_threads(threads)
-    return min(times)
+    """Processor time of the quickest of some calls, which other programs disturb least."""
+    return min(timeit.repeat(lambda: function(*arguments, **options), timer=time.process_time, number=1, repeat=count))
 
 # %% [markdown]
 # Each way must give the gradient of the plain pass.
@@ -314,7 +313,7 @@ for name, (parts, checkpoint) in ways.items():
 def bars(cost):
     import matplotlib.pyplot as plt
     figure, axes = plt.subplots(1, 3, figsize=(9.2, 2.4), sharey=True)
-    for ax, title, values in zip(axes, ("activations kept", "operations", "time here"), zip(*cost.values())):
+    for ax, title, values in zip(axes, ("activations kept", "operations", "processor time"), zip(*cost.values())):
         ax.barh(list(cost), [value / values[0] for value in values])
         ax.set(title=f"{title}, plain = 1", ylim=(len(cost) - 0.5, -0.5))
     return figure
@@ -575,7 +574,7 @@ culprit = suspects[~spoilt[suspects].flatten(1).isfinite().all(1)]
 print(f"\nstep 7 read the pictures {suspects.tolist()}; not finite: {[Path(data.files[k]).name for k in culprit]}")
 
 # %% [markdown]
-# Nobody looked at the loss in step 7: that would have made a GPU wait in every step. The step was still not taken, and the weights are the last good ones. All gradients are NaN, so it was the data or the loss. Had it been a single layer, the message would have named that one. And because batches are a function of seed and step, you can ask which sixteen pictures it were.
+# Nobody looked at the loss in step 7: that would have made a GPU wait in every step. The step was still not taken, and the weights are the last good ones. All gradients are NaN, so it was the data or the loss. Had it been a single layer, the message would have named that one. And because batches are a function of seed and step, you can ask which sixteen pictures those were.
 #
 # ## Give it away
 #
