@@ -154,10 +154,11 @@ def test_averages_may_begin_later(tmp_path):
     dict(times="logit_normal", decay="linear", weight="min_snr"),
 ], ids=str)  # fmt: skip
 def test_a_run_in_parts_is_the_run_in_one(options, tmp_path):
+    options = dict(steps=5) | options
     whole, steps = run(tmp_path / "a", **options), []
-    while not steps or steps[-1] < 12:
+    while not steps or steps[-1] < 5:
         part = run(tmp_path / "b", stop_after=0, on_step=lambda step, history: steps.append(step), **options)
-    assert steps == list(range(1, 13)) and part.losses.tolist() == whole.losses.tolist()
+    assert steps == [1, 2, 3, 4, 5] and part.losses.tolist() == whole.losses.tolist()
     (ours, _), (theirs, _) = (read_tensors(checkpoints(tmp_path / name)[0]) for name in "ab")
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
 
