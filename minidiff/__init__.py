@@ -32,14 +32,15 @@ _FROM = {
     "minidiff.flops": ["summary"],
     "minidiff.datasets": ["Record", "list_datasets", "load_dataset"],
     "minidiff.text": ["text_encoder"],
+    "minidiff.pipeline": ["ClassToImage", "TextToImage"],
     "minidiff.checkpoints": ["from_pretrained", "load", "save_pretrained"],
     "minidiff.official": ["load_official"],
     "minidiff.files": ["cache_folder", "data_folder"],
 }
 _HOME = {name: module for module, names in _FROM.items() for name in names}
 _FILES = ("attention_maps", "backbones", "checkpoints", "course", "datasets", "diffusion", "editing", "guidance",
-          "images", "layers", "likelihood", "losses", "metrics", "model_card", "official", "oracles", "prediction",
-          "recipes", "reflow", "samplers", "schedules", "scorers", "sharing", "spacings", "text", "text_cache",
+          "images", "layers", "likelihood", "losses", "metrics", "model_card", "official", "oracles", "pipeline",
+          "prediction", "recipes", "reflow", "samplers", "schedules", "scorers", "sharing", "spacings", "text", "text_cache",
           "text_encoders", "training", "variational")
 
 __all__ = ["__version__", *_HOME, *_FILES]
