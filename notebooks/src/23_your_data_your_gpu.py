@@ -322,7 +322,7 @@ def bars(cost):
 bars(cost)
 
 # %% [markdown]
-# All five are the same step. Accumulation pays nothing in operations; on a GPU, small parts may keep it less busy. Checkpointing pays a second forward pass, and since a backward pass costs about two forward passes, that should be a third more; it is less here, as not everything lies in a block. Say `Trainer(accumulate=4)` or `Trainer(checkpoint_activations=True)`; a network without the switch refuses, and says so.
+# All five are the same step. Accumulation pays nothing in operations, but small parts make poor use of a machine, as the time shows; a GPU minds even more. Checkpointing pays a second forward pass, and since a backward pass costs about two forward passes, that should be a third more operations. Here it is less, as not everything lies in a block. Say `Trainer(accumulate=4)` or `Trainer(checkpoint_activations=True)`; a network without the switch refuses, and says so.
 #
 # ### Half precision, and what it loses
 #
@@ -653,7 +653,7 @@ findings = [
 Markdown("\n".join(["| what people say | what you measured |", "|---|---|", *(f"| {a} | {b} |" for a, b in findings)]))
 
 # %% [markdown]
-# The last two hold because the Trainer divides a batch instead of adding to it: `batch_size` is always the whole one. Where it means "for each GPU", eight GPUs train with another batch, and the results do differ.
+# Two processes agree with one because the Trainer divides a batch instead of adding to it: `batch_size` is always the whole one. Where it means "for each GPU", eight GPUs train with another batch, and the results do differ.
 #
 # ## Exercises
 #
