@@ -1,8 +1,8 @@
 """Files that a crash cannot spoil: safetensors with a JSON description inside, and text, whole or not at all."""
 
-import errno
 import json
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -22,10 +22,11 @@ def write_tensors(path, tensors, about):
         try:
             save_file(tensors, temporary, metadata={ABOUT: json.dumps(about)})
         except SafetensorError as error:  # it says what the system said, in its own words
-            codes = [code for code in (errno.ENOSPC, errno.EDQUOT, errno.EACCES) if f"os error {code})" in str(error)]
-            if not codes:
+            code = re.search(r"os error (\d+)", str(error))
+            if not code:
                 raise
-            raise OSError(codes[0], os.strerror(codes[0]), str(path)) from error
+            code = int(code[1])
+            raise OSError(code, os.strerror(code), str(path)) from error
 
 
 def write_text(path, text):

@@ -230,7 +230,7 @@ def test_a_disk_that_is_really_full(tmp_path):
     assert code == errno.ENOSPC and "step 12: no checkpoint could be written" in words and "make room" in words
     assert happened["left"] == [4] and happened["temporary"] == []
     assert any("step 6: no checkpoint could be written" in line and "next try is in 2" in line for line in said)
-    assert any("step 7: no sheet of samples" in line for line in said)
+    assert any("step-00000007.png could not be written" in line for line in said)
     assert happened["rows"][:6] == [1, 2, 3, 4, 5, 6] and happened["rows after"] == sorted(happened["rows after"])
     unbroken = run(None)
     assert happened["losses"] == unbroken.losses.tolist()

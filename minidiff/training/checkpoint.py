@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from minidiff.checkpoints import describe
 from minidiff.safe_files import read_about, read_tensors, write_tensors
 from minidiff.training.world import full, local, part_of
 
@@ -64,11 +65,32 @@ def _make_room(folder):
     return bool(spare)
 
 
-def sweep(folder):
-    """Remove what killed writers left behind."""
+def make_folder(folder):
+    """Make the folder of a run, and remove what killed writers left in it.
+
+    That nothing can be written there should be known before the first hour of training: it raises OSError then.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(error.errno, f"folder={str(folder)!r} cannot be made ({error.strerror}): give one that this user "
+                                   "may write to, or remove the file of that name") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"folder={str(folder)!r} is there, but this user may not write to it: give another one, "
+                              f"or change its rights with  chmod u+w '{folder}'")
     for pattern in ("checkpoint-*.safetensors.tmp", "*.csv.tmp", "samples/step-*.png.tmp"):
-        for half in Path(folder).glob(pattern):
+        for half in folder.glob(pattern):
             half.unlink(missing_ok=True)
+
+
+def identity(diffusion):
+    """What a checkpoint records of the model besides its weights; of a network without a name, their shapes."""
+    network = diffusion.network
+    if hasattr(network, "name"):
+        return describe(diffusion)
+    shapes = [[name, *weight.shape] for name, weight in network.named_parameters()]
+    return {"network": type(network).__name__, "weights": shapes}
 
 
 def newest_whole(folder):

@@ -2,6 +2,7 @@
 
 import torch
 
+from minidiff.images import save_grid
 from minidiff.metrics import features_of, frechet, kernel
 from minidiff.samplers import sample
 
@@ -49,3 +50,26 @@ def pictures_of(dataset, most=50_000):
     if hasattr(dataset, "images"):
         return dataset.images()[:most]
     return torch.stack([torch.as_tensor(dataset[index][0]) for index in range(min(len(dataset), most))])
+
+
+def sheet(diffusion, path, y, encode, sampling, writes=True):
+    """A sheet of samples in the .png file `path`: of what `sampling` says, else of all classes or the conditions y.
+
+    sampling: arguments of minidiff.sample, or prompts=[...], which `encode` turns into Text. Only where it `writes`
+    there is a file; a full disk is told, and no error.
+    """
+    options = dict(num=16, progress=False) | sampling
+    prompts = options.pop("prompts", None)
+    if prompts is not None:
+        options |= dict(num=len(prompts), y=encode(list(prompts)).to(diffusion.device))
+    elif "y" not in options and y is not None:
+        classes = getattr(diffusion.network, "num_classes", 0)
+        options["num"] = options["num"] if classes else min(options["num"], len(y[:options["num"]].tokens))
+        options["y"] = [i % classes for i in range(options["num"])] if classes else y[:options["num"]]
+    pictures = sample(diffusion, **options)
+    if not writes or diffusion.latents is not None:
+        return
+    try:
+        save_grid(pictures, path)
+    except OSError as error:
+        print(f"{path} could not be written: {error.strerror}")

@@ -5,30 +5,27 @@ so a run needs no random state to be saved, and one that was killed goes on as i
 those of the whole batch, of which each process takes its part: so two processes train what one would have trained.
 Nothing in the loop waits for the device except where it reports: the progress bar a few times a minute, a row of the
 log every `log_every` steps, and checkpoints.
+
+A third of this file says what the arguments mean, which is why it is longer than others.
 """
 
 import contextlib
 import copy
-import os
-from pathlib import Path
 
 import torch
 from torch import nn
 
-from minidiff.checkpoints import describe
-from minidiff.diffusion import check_labels
-from minidiff.images import save_grid
-from minidiff.training.checkpoint import load_checkpoint, save_checkpoint, sweep, trained
+from minidiff.training.checkpoint import identity, load_checkpoint, make_folder, save_checkpoint, trained
+from minidiff.training.checks import AMP, check_checkpointing, check_data, check_gradients, check_options, check_whole
 from minidiff.training.data import batches, stream_seed
 from minidiff.training.ema import EMA
+from minidiff.training.evaluation import sheet
 from minidiff.training.guard import Guard
 from minidiff.training.history import History
 from minidiff.training.logs import Log
-from minidiff.training.optimisation import DECAYS, Optimisation, learning_rate
+from minidiff.training.optimisation import Optimisation, learning_rate
 from minidiff.training.progress import Progress
 from minidiff.training.world import World, full
-
-AMP = {None: torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def train(diffusion, dataset, **options):
@@ -48,7 +45,8 @@ class Trainer:
                  less memory and give the same gradient
     encode       function list of captions -> Text, for networks that take text
     lr, warmup   rises linearly for `warmup` steps to `lr`; then decay="cosine" or "linear" falls to `final_lr` at
-                 `steps`, decay=None stays; or decay is a function optimizer -> scheduler of torch.optim.lr_scheduler
+                 `steps`, decay=None stays; or decay is a function optimizer -> scheduler of torch.optim.lr_scheduler,
+                 which then says all
     ema          decay of the averaged weights, None for none; with `ema_warmup` d = min(ema, (1 + step) / (10 + step));
                  or ema_halflife, in images, as in EDM
     clip         largest norm of the gradient, None for no limit
@@ -85,13 +83,14 @@ class Trainer:
     ):  # fmt: skip
         device = torch.device(device or next(diffusion.parameters()).device)
         self.world = World(device, parallel, processes)
-        fixed = dict(batch_size=batch_size, lr=lr, warmup=warmup, decay=_name(decay), final_lr=final_lr, betas=betas,
-                     clip=clip, weight_decay=weight_decay, ema=ema, ema_warmup=ema_warmup, weight=weight, times=times,
+        fixed = dict(batch_size=batch_size, lr=lr, warmup=warmup, final_lr=final_lr, betas=betas, clip=clip,
+                     decay=getattr(decay, "__qualname__", type(decay).__name__) if callable(decay) else decay,
+                     weight_decay=weight_decay, ema=ema, ema_warmup=ema_warmup, weight=weight, times=times,
                      p_uncond=p_uncond, seed=seed, amp=amp)  # what a resumed run must share with its beginning
         fixed |= {"steps": steps} if decay else {}
         fixed |= {"ema_halflife": ema_halflife} if ema_halflife else {}
-        _check(steps, fixed, decay, accumulate, self.world)
-        _check_whole(batch_size=batch_size, save_every=save_every, keep=keep, log_every=log_every)
+        check_options(steps, fixed, decay, accumulate, self.world)
+        check_whole(batch_size=batch_size, save_every=save_every, keep=keep, log_every=log_every)
         self.diffusion, self.dataset, self.steps, self.batch_size = diffusion, dataset, steps, batch_size
         self.weight, self.times, self.p_uncond, self.seed = weight, times, p_uncond, seed
         self.folder, self.save_every, self.keep, self.stop_after = folder, save_every, keep, stop_after
@@ -105,8 +104,10 @@ class Trainer:
         self.world.agree(diffusion)
         if compile and device.type == "cuda":  # not in eager mode: each group norm would transpose twice
             diffusion.network.to(memory_format=torch.channels_last)
-        _checkpoint_activations(diffusion.network, checkpoint_activations)
-        self.arguments = fixed | _identity(diffusion)
+        if checkpoint_activations:
+            check_checkpointing(diffusion.network)
+            diffusion.network.checkpoint = True
+        self.arguments = fixed | identity(diffusion)
         # A copy without weights, to hold the whole ones at the end where each process has only a part of them.
         bare = {id(weight): nn.Parameter(weight.detach().to("meta"), False) for weight in diffusion.parameters()}
         self.blank = copy.deepcopy(diffusion, bare).eval() if self.world.mesh else None
@@ -141,10 +142,10 @@ class Trainer:
             for step in range(self.first, self.steps):
                 images, y, position = next(stream)
                 if step == self.first:
-                    self._check_data(images, y)
+                    check_data(self.diffusion, self.dataset, images, y)
                 losses, t = self._backward(images, y, step)
                 if step == self.first:
-                    self._check_gradients()
+                    check_gradients(trained(self.diffusion), self.world)
                 self.optimisation.step(step, losses.mean())
                 if self.ema:
                     self.ema.update(step)
@@ -170,21 +171,6 @@ class Trainer:
         copied = copy.deepcopy(self.blank)
         copied.load_state_dict({name: full(tensor) for name, tensor in model.state_dict().items()}, assign=True)
         return copied.cpu()
-
-    def _check_data(self, images, y):
-        """The first batch value by value, as this model may have seen other data before, and labels if all are here."""
-        self.diffusion.check_batch(images, y)
-        labels = getattr(self.dataset, "labels", None) if hasattr(self.dataset, "images") else None
-        if labels is not None and getattr(self.diffusion.network, "num_classes", 0):
-            check_labels(self.diffusion.network, torch.as_tensor(labels), len(labels))
-
-    def _check_gradients(self):
-        """With DDP a weight that gets no gradient would keep the others waiting, which it says in words of its own."""
-        idle = [name for name, weight in trained(self.diffusion) if weight.grad is None]
-        if idle and self.world.parallel == "ddp":
-            raise ValueError(f"{', '.join(idle[:6])}{' ...' * (len(idle) > 6)}: no gradient reaches {len(idle)} "
-                             "weights of the network, and parallel='ddp' waits for all. Remove them, freeze them with "
-                             "requires_grad_(False), or take parallel='fsdp'.")
 
     # --- one step ------------------------------------------------------------------------------------------------
 
@@ -236,8 +222,10 @@ class Trainer:
             self.log.row(step=step, loss=numbers[0], lr=self.optimisation.rate_taken,
                          gradient_norm=numbers[1], images_per_second=self.history.images_per_second,
                          seconds=self.history.seconds, loss_by_time=numbers[2:])  # fmt: skip
-        if sample:
-            self._sample(step, y)
+        if sample and (self.world.rank == 0 or self.world.mesh):  # of divided weights everyone has a part
+            with self._averaged() as model:
+                sheet(model, f"{self.folder}/samples/step-{step:08d}.png", y, self.encode, self.sampling,
+                      writes=self.world.rank == 0)  # fmt: skip
         if evaluate:
             with self._averaged() as model:
                 self.log.evaluation(step, self.evaluate(model))
@@ -254,35 +242,11 @@ class Trainer:
             if self.world.mesh:  # else the next to come would see the weights of now
                 model.network.reshard()
 
-    def _sample(self, step, y):
-        """A sheet of samples; where the weights are divided every process has to take part."""
-        from minidiff.samplers import sample
-
-        if self.world.rank and not self.world.mesh:
-            return
-        options = dict(num=16, progress=False) | self.sampling
-        prompts = options.pop("prompts", None)
-        if prompts is not None:
-            options |= dict(num=len(prompts), y=self.encode(list(prompts)).to(self.world.device))
-        elif "y" not in options and y is not None:
-            classes = getattr(self.diffusion.network, "num_classes", 0)
-            options["num"] = options["num"] if classes else min(options["num"], len(y[:options["num"]].tokens))
-            options["y"] = [i % classes for i in range(options["num"])] if classes else y[:options["num"]]
-        with self._averaged() as model:
-            pictures = sample(model, **options)
-        if self.world.rank == 0 and self.diffusion.latents is None:
-            try:
-                save_grid(pictures, f"{self.folder}/samples/step-{step:08d}.png")
-            except OSError as error:  # as for the log
-                print(f"step {step}: no sheet of samples could be written to {self.folder}: {error.strerror}")
-
     def _resume(self, resume):
         if self.folder is None:
             return
-        folder = Path(self.folder)
         if self.world.rank == 0:
-            _make(folder)
-            sweep(folder)
+            make_folder(self.folder)
         self.world.wait()
         if not resume:
             return
@@ -367,70 +331,7 @@ class _Losses(nn.Module):
 
 @contextlib.contextmanager
 def _own_random_state(device):
-    """Seed the global generators inside, and give the caller back the state they had."""
+    """Inside, seed the global generators at will; afterwards they are as they were."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         yield
-
-
-def _make(folder):
-    """Make the folder of a run: that nothing can be written there should be known before the first hour of training."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(error.errno, f"folder={str(folder)!r} cannot be made ({error.strerror}): give one that this user "
-                                   "may write to, or remove the file of that name") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(f"folder={str(folder)!r} is there, but this user may not write to it: give another one, "
-                              f"or change its rights with  chmod u+w '{folder}'")
-
-
-def _checkpoint_activations(network, wanted):
-    if wanted and not hasattr(network, "checkpoint"):
-        raise ValueError(f"checkpoint_activations=True: {type(network).__name__} has no attribute `checkpoint`, so it "
-                         "cannot compute its blocks anew; accumulate=2 saves memory, too.")
-    if wanted:
-        network.checkpoint = True
-
-
-def _identity(diffusion):
-    """What a checkpoint records of the model besides its weights; of a network without a name, their shapes."""
-    network = diffusion.network
-    if hasattr(network, "name"):
-        return describe(diffusion)
-    shapes = [[name, *weight.shape] for name, weight in network.named_parameters()]
-    return {"network": type(network).__name__, "weights": shapes}
-
-
-def _name(value):
-    """A value as it is compared on resumption; of a function its name."""
-    return getattr(value, "__qualname__", type(value).__name__) if callable(value) else value
-
-
-def _check_whole(**values):
-    for name, value in values.items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}={value!r}: a whole number from 1 on.")
-
-
-def _check(steps, fixed, decay, accumulate, world):
-    """Raise ValueError for arguments that cannot work."""
-    if not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps={steps!r}: the number of training steps must be a whole number from 1 on.")
-    batch, parts = fixed["batch_size"], world.size * accumulate if accumulate > 0 else 0
-    if batch < 1:
-        raise ValueError(f"batch_size={batch!r}: a batch needs at least one picture.")
-    if parts < 1 or batch % parts:
-        raise ValueError(f"batch_size={batch} cannot be divided among {world.size} processes with accumulate="
-                         f"{accumulate}: it is the whole batch of a step; take a multiple of {max(parts, 1)}.")
-    if fixed["lr"] <= 0:
-        raise ValueError(f"lr={fixed['lr']!r}: the learning rate must be above 0, for example 1e-3.")
-    if not callable(decay) and decay not in DECAYS:
-        raise ValueError(f"decay={decay!r}: the learning rate can fall as 'cosine' or 'linear' or stay (None), or a "
-                         "function optimizer -> torch.optim.lr_scheduler says.")
-    if not 0 <= fixed["p_uncond"] <= 1:
-        raise ValueError(f"p_uncond={fixed['p_uncond']!r}: the fraction of dropped conditions must be in [0, 1].")
-    if fixed["amp"] not in AMP:
-        raise ValueError(f"amp={fixed['amp']!r}: mixed precision is 'bf16', 'fp16' or None.")
-    if fixed["amp"] == "fp16" and world.mesh:
-        raise ValueError("amp='fp16' with parallel='fsdp': its scaling is not shared by the processes; take 'bf16'.")
