@@ -40,8 +40,8 @@ _FROM = {
 _HOME = {name: module for module, names in _FROM.items() for name in names}
 _FILES = ("attention_maps", "backbones", "checkpoints", "course", "datasets", "diffusion", "editing", "guidance",
           "images", "layers", "likelihood", "losses", "metrics", "model_card", "official", "oracles", "pipeline",
-          "prediction", "recipes", "reflow", "samplers", "schedules", "scorers", "sharing", "spacings", "text", "text_cache",
-          "text_encoders", "training", "variational")
+          "prediction", "recipes", "reflow", "samplers", "schedules", "scorers", "sharing", "spacings", "text",
+          "text_cache", "text_encoders", "training", "variational")
 
 __all__ = ["__version__", *_HOME, *_FILES]
 

@@ -215,7 +215,7 @@ class Mlp(nn.Module):
 def run(block, *args, checkpoint=False):
     """block(*args); with `checkpoint` its activations are not kept, but computed again in the backward pass.
 
-    The memory of one block instead of all, for about a third more time (Chen et al. 2016). A hierarchical backbone has
+    The memory of one block instead of all, for about a third more time (Chen et al. 2016). A backbone has
     the attribute `checkpoint`, False, and passes it here with each of its blocks: `network.checkpoint = True` turns it
     on. Outputs and gradients stay the same, with dropout too; without gradients it changes nothing.
     """

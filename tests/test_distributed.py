@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from minidiff import create_model, save_pretrained, schedules
+from minidiff import create_model, list_models, make_schedule, save_pretrained, schedules
 from minidiff.backbones.uvit import UViT
 from minidiff.datasets.record import InMemory
 from minidiff.diffusion import Diffusion
 from minidiff.layers import Text
+from minidiff.recipes import process
 from minidiff.safe_files import read_tensors
 from minidiff.samplers import sample
 from minidiff.training import Trainer, checkpoints, distance_to, read_log
@@ -154,6 +155,8 @@ def run(folder, network="uvit_test", data="memory", text=False, poison=None, idl
     arguments |= dict(encode=encode) if text else {}
     trainer = Trainer(diffusion, dataset, folder=folder, **arguments | options)
     history = trainer.run()
+    if trainer.ema:
+        swap_and_back(trainer.ema, diffusion)
     tensors = [*diffusion.parameters()], [*trainer.ema.model.parameters()] if trainer.ema else []
     moments = [s["exp_avg"] for s in trainer.optimisation.optimizer.state.values()]
     facts = dict(step=history.step, begins=getattr(dataset, "begins", None), weights=sum(t.numel() for t in tensors[0]),
@@ -164,6 +167,40 @@ def run(folder, network="uvit_test", data="memory", text=False, poison=None, idl
     if rank == 0 and trainer.ema and not idle:
         save_pretrained(history.ema, Path(folder) / "weights")
     return history
+
+
+def swap_and_back(ema, diffusion):
+    """Inside `swapped_in` the model has the averages, afterwards its own weights again, also where they are divided."""
+
+    def parts(model):
+        return torch.cat([local(weight).flatten() for weight in model.parameters()]).clone()
+
+    own, averages = parts(diffusion), parts(ema.model)
+    with ema.swapped_in(diffusion):
+        assert torch.equal(parts(diffusion), averages) and not torch.equal(own, averages)
+    assert torch.equal(parts(diffusion), own) and torch.equal(parts(ema.model), averages)
+
+
+def families(parallel=None):
+    """{name: losses and weights after three steps} of every denoiser of pictures without text, at its test size."""
+    found = {}
+    for name in list_models("*_test", kind="denoiser"):
+        torch.manual_seed(0)
+        network = create_model(name) if not name.startswith("mlp") else None
+        if network is None or getattr(network, "text_dim", 0):
+            continue
+        how = {"prediction": "eps", **process(name)}
+        schedule, arguments = how.pop("schedule")
+        shape, classes = getattr(network, "shape", None) or (3, 8, 8), max(getattr(network, "num_classes", 0), 1)
+        diffusion = Diffusion(network, make_schedule(schedule, **arguments), how.pop("prediction"), shape=shape, **how)
+        low, high = diffusion.value_range
+        pictures = torch.rand(16, *shape) * (high - low) + low
+        data = InMemory(pictures, torch.arange(16) % classes, [""] * 16, ["a"] * classes)
+        history = Trainer(diffusion, data, steps=3, batch_size=4, warmup=0, lr=1e-4, progress=False,
+                          **dict(parallel=parallel, checkpoint_activations=True) if parallel else {}).run()  # fmt: skip
+        weights = torch.cat([weight.double().flatten() for weight in history.ema.parameters()])
+        found[name] = [*history.losses.tolist(), weights.sum().item(), weights.square().sum().item()]
+    return found
 
 
 def launch(*command, timeout=300):
@@ -200,7 +237,7 @@ def together(tmp_path_factory):
         run(folder / name, **TWELVE | dict(steps=4))
     run(folder / "ddp-stream", **STREAM | dict(steps=4))
     run(folder / "ddp-not-shared" / "0", **TWELVE | dict(steps=4))
-    code, printed = launch(__file__, str(folder), *RUNS)
+    code, printed = launch(__file__, str(folder), "families", *RUNS)
     missing = [name for name in RUNS if name != LAST and not list((folder / name).glob("*-1.*"))]
     assert not missing, printed[-6000:]
     return folder, code, printed
@@ -350,6 +387,14 @@ def test_a_folder_that_the_processes_do_not_share(together):
         assert "different steps" in message and "[0, 4]" in message and "share" in message
 
 
+def test_every_family_of_networks_can_be_divided_and_computed_anew(together):
+    """FSDP with checkpointed activations gives the losses and the averages of plain training in one process."""
+    found, expected = json.loads((together[0] / "families.json").read_text()), families()
+    assert found.keys() == expected.keys() and len(found) >= 13
+    for name, values in expected.items():
+        assert found[name] == pytest.approx(values, rel=1e-4, abs=1e-4), name
+
+
 def test_another_number_of_processes_is_refused(together):
     _, code, printed = together
     assert code != 0 and printed.count("ValueError: processes=3, but 2 are running") >= 1
@@ -359,6 +404,11 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     for name in sys.argv[2:]:
         here = Path(sys.argv[1]) / name
+        if name == "families":
+            found = families("fsdp")
+            if os.environ["RANK"] == "0":
+                here.with_suffix(".json").write_text(json.dumps(found))
+            continue
         try:
             run(here, **RUNS[name])
         except Exception as error:

@@ -38,6 +38,7 @@ from minidiff.layers import (
     no_text,
     null_for_empty,
     null_labels,
+    run,
     sincos_positions,
     timestep_embedding,
     unpatchify,
@@ -57,8 +58,11 @@ class DiT(nn.Module):
     tokens, after the self-attention; "in_context": these two follow the patches, and leave after the last block.
     text_dim: y is Text with tokens (B, L, text_dim), L of any size, or the bare tokens; it needs num_classes=0 and one
     of the "adaln" kinds. pooled_dim: the width of y.pooled, a missing one adds nothing.
+    `network.checkpoint = True` spares memory in training, see layers.run.
     Raises ValueError for an unknown choice and for sizes that do not fit together.
     """
+
+    checkpoint = False
 
     def __init__(
         self, img_size=32, patch_size=2, in_channels=4, hidden_size=1152, depth=28, num_heads=16, mlp_ratio=4.0,
@@ -113,7 +117,7 @@ class DiT(nn.Module):
                 text = text.to(x.dtype)  # (B, L, text_dim)
             c = F.silu(c)
             for block, modulation in zip(self.blocks, self.modulation(c)):
-                tokens = block(tokens, modulation, text, mask)
+                tokens = run(block, tokens, modulation, text, mask, checkpoint=self.checkpoint)
             tokens = self.final_layer(tokens, c)
         else:
             tokens = self.final_layer(self.plain_blocks(tokens, time, label))
@@ -125,11 +129,11 @@ class DiT(nn.Module):
         c = torch.stack(parts, dim=1)  # (B, 2, d), or (B, 1, d) without labels
         if self.conditioning == "cross_attention":
             for block in self.blocks:
-                tokens = block(tokens, c)
+                tokens = run(block, tokens, c, checkpoint=self.checkpoint)
             return tokens
         tokens = torch.cat([tokens, c], dim=1)
         for block in self.blocks:
-            tokens = block(tokens)
+            tokens = run(block, tokens, checkpoint=self.checkpoint)
         return tokens[:, : self.grid**2]
 
     def null(self, y):

@@ -21,7 +21,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from minidiff.backbones.registry import register_model
-from minidiff.layers import LabelEmbedding, Mlp, attention, check_images, merge_heads, null_labels, patchify, unpatchify
+from minidiff.layers import (
+    LabelEmbedding,
+    Mlp,
+    attention,
+    check_images,
+    merge_heads,
+    null_labels,
+    patchify,
+    run,
+    unpatchify,
+)
 
 
 class GenViT(nn.Module):
@@ -31,8 +41,11 @@ class GenViT(nn.Module):
     ffn_time: scale and shift act a second time, before the MLP. spt: patches from five shifted copies of the picture.
     lsa: attention with a learned temperature for each head, where no token sees itself (both Lee et al. 2021).
     head_classes: logits of the classifier head, 0 for none. num_classes: y is labels from 0, num_classes for 'none'.
+    `network.checkpoint = True` spares memory in training, see layers.run.
     Raises ValueError for sizes that do not fit together.
     """
+
+    checkpoint = False
 
     def __init__(
         self, img_size=32, patch_size=4, in_channels=3, embed_dim=384, depth=9, num_heads=12, dim_head=None,
@@ -67,10 +80,10 @@ class GenViT(nn.Module):
         tokens = self.embed(x, None if self.label_embed is None else self.label_embed(y))  # (B, T, d)
         for block, modulation in zip(self.blocks, self.modulations):
             scale, shift = modulation(time)[..., None].chunk(2, dim=1)  # each (B or 1, T, 1)
-            tokens = block.attend(torch.addcmul(shift, tokens, 1 + scale))
+            tokens = run(block.attend, torch.addcmul(shift, tokens, 1 + scale), checkpoint=self.checkpoint)
             if self.ffn_time:
                 tokens = torch.addcmul(shift, tokens, 1 + scale)
-            tokens = block.think(tokens)
+            tokens = run(block.think, tokens, checkpoint=self.checkpoint)
         return unpatchify(self.head(tokens[:, 1:]), self.patch_size, self.grid, self.grid)
 
     def logits(self, x):

@@ -39,6 +39,7 @@ from minidiff.layers import (
     no_text,
     null_for_empty,
     null_labels,
+    run,
     split_heads,
     timestep_embedding,
     unpatchify,
@@ -55,8 +56,11 @@ class IUViT(nn.Module):
     num_classes: y is labels (B,) from 0, num_classes itself for 'none'.
     text_dim: y is Text with tokens (B, L, text_dim), L of any size, or the bare tokens; pooled_dim: the width of
     y.pooled, a missing one is zeros. text_attention: "cross" or "joint", whose weights are as many with mlp_ratio + 1.
+    `network.checkpoint = True` spares memory in training, see layers.run.
     Raises ValueError for an unknown choice and for sizes that do not fit together.
     """
+
+    checkpoint = False
 
     def __init__(
         self, img_size=32, patch_size=2, in_channels=3, embed_dim=512, depth=12, num_heads=8, mlp_ratio=4.0,
@@ -108,11 +112,11 @@ class IUViT(nn.Module):
         tokens = torch.cat([*labels, time, patches], dim=1) + self.pos_embed
         kept = []
         for block in self.in_blocks:
-            tokens = block(tokens, text, mask)
+            tokens = run(block, tokens, text, mask, checkpoint=self.checkpoint)
             kept.append(tokens)
-        tokens = self.mid_block(tokens, text, mask)
+        tokens = run(self.mid_block, tokens, text, mask, checkpoint=self.checkpoint)
         for block in self.out_blocks:
-            tokens = block(tokens, text, mask, lower=kept.pop())
+            tokens = run(block, tokens, text, mask, kept.pop(), checkpoint=self.checkpoint)
         return self.head(self.norm(tokens[:, self.extras :]))
 
     def embed(self, time, pooled, batch, dtype):

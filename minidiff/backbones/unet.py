@@ -26,6 +26,7 @@ from minidiff.layers import (
     no_text,
     null_for_empty,
     null_labels,
+    run,
     timestep_embedding,
 )
 
@@ -39,7 +40,10 @@ class UNet(nn.Module):
     text_dim), L of any size, or the bare tokens; pooled_dim: the width of y.pooled, a missing one adds nothing.
     text_heads: heads of the attention to the text; that of the places has one, as published.
     H and W must be divisible by 2 ** (len(ch_mult) - 1). Raises ValueError for sizes that do not fit together.
+    `network.checkpoint = True` spares memory in training, see layers.run.
     """
+
+    checkpoint = False
 
     def __init__(
         self, image_size=32, in_channels=3, out_channels=3, ch=128, ch_mult=(1, 2, 2, 2), num_res_blocks=2,
@@ -97,16 +101,16 @@ class UNet(nn.Module):
         kept = [h]
         for level, stage in enumerate(self.down):
             for block in stage["blocks"]:
-                h = block(h, emb, text, mask)
+                h = run(block, h, emb, text, mask, checkpoint=self.checkpoint)
                 kept.append(h)
             if level < len(self.down) - 1:
                 h = stage["resample"](h)
                 kept.append(h)
         for block in self.middle:
-            h = block(h, emb, text, mask)
+            h = run(block, h, emb, text, mask, checkpoint=self.checkpoint)
         for stage in self.up:
             for block in stage["blocks"]:
-                h = block(torch.cat([h, kept.pop()], dim=1), emb, text, mask)
+                h = run(block, torch.cat([h, kept.pop()], dim=1), emb, text, mask, checkpoint=self.checkpoint)
             h = stage["resample"](h)
         return self.conv_out(F.silu(self.norm_out(h))).contiguous()
 

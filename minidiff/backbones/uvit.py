@@ -27,6 +27,7 @@ from minidiff.layers import (
     check_condition,
     check_images,
     null_labels,
+    run,
     timestep_embedding,
     unpatchify,
 )
@@ -48,7 +49,10 @@ class UViT(nn.Module):
     skip: how an upper block takes in the lower one's tokens: "concat" (and a linear map), "add" or "none".
     time_as: "token", or "adaln": every LayerNorm gets scale and shift from the time instead.
     conv: a 3x3 convolution after the linear head. Raises ValueError for an unknown choice.
+    `network.checkpoint = True` spares memory in training, see layers.run.
     """
+
+    checkpoint = False
 
     def __init__(
         self, img_size=32, patch_size=2, in_channels=3, embed_dim=512, depth=12, num_heads=8, mlp_ratio=4.0,
@@ -102,14 +106,14 @@ class UViT(nn.Module):
         tokens = tokens + self.pos_embed
         kept = []
         for block in self.in_blocks:
-            tokens = block(tokens, mask, time=time)
+            tokens = run(block, tokens, mask, None, time, checkpoint=self.checkpoint)
             kept.append(tokens)
-        tokens = self.mid_block(tokens, mask, time=time)
+        tokens = run(self.mid_block, tokens, mask, None, time, checkpoint=self.checkpoint)
         for block in self.out_blocks:
             lower = kept.pop()
             if self.skip == "add":
                 tokens = tokens + lower
-            tokens = block(tokens, mask, lower, time)
+            tokens = run(block, tokens, mask, lower, time, checkpoint=self.checkpoint)
         return self.head(self.norm(tokens[:, self.extras :]))
 
     def join(self, time, patches, y):

@@ -18,7 +18,7 @@ class EMA:
     halflife  instead of `decay`, as in EDM: in (halflife, batch_size) images d falls by half, d = 0.5 ** (batch_size /
               halflife); with `warmup` over at most 5 % of the images seen so far (Karras et al. 2022, their code)
 
-    Buffers and weights without gradient are copied, not averaged. `shard`, if given, divides the copy as the model is.
+    Buffers and weights without gradient are copied, not averaged.
     """
 
     def __init__(self, model, decay=0.999, warmup=True, halflife=None):
@@ -73,7 +73,13 @@ class EMA:
     @torch.no_grad()
     def _swap(self, model):
         for mine, theirs in zip(_values(self.model), _values(model), strict=True):
-            mine.data, theirs.data = theirs.data, mine.data
+            if hasattr(theirs, "to_local"):  # FSDP keeps the memory of its parts: they change their values
+                mine, theirs = local(mine), local(theirs)
+                kept = mine.clone()
+                mine.copy_(theirs)
+                theirs.copy_(kept)
+            else:
+                mine.data, theirs.data = theirs.data, mine.data
 
 
 def _state(model):

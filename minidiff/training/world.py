@@ -78,11 +78,12 @@ class World:
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
         lists = [m for m in module.modules() if isinstance(m, nn.ModuleList)]
-        holders = (nn.ModuleList, nn.ModuleDict)
-        blocks = {block for blocks in lists for block in blocks if not isinstance(block, holders)}
+        blocks = {block for blocks in lists for block in blocks if _is_called(block)}
         for inner in reversed([m for m in module.modules() if m in blocks]):  # those inside of others first
             fully_shard(inner, mesh=self.mesh)
         fully_shard(module, mesh=self.mesh)
+        # Blocks that return views, of which torch warns that nobody may change them in place: nobody does.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
         if hasattr(module, "null"):  # it may read weights, and is called before the network
             register_fsdp_forward_method(module, "null")
         return module
@@ -116,6 +117,11 @@ class World:
         """Until all processes are here."""
         if self.size > 1:
             distributed.barrier()
+
+
+def _is_called(module):
+    """Whether a module computes when it is called. Of others, lists and GenViT's halves, FSDP cannot see when."""
+    return type(module).forward is not nn.Module.forward
 
 
 def local(tensor):
