@@ -112,7 +112,7 @@ class TextToImage:
         places = getattr(self.diffusion.network, "num_text_tokens", None) or longest
         if longest > places:
             warnings.warn(f"a prompt of {longest} tokens was cut to the {places} that this network has places for",
-                          stacklevel=7)  # fmt: skip
+                          stacklevel=6)  # fmt: skip
         if len(texts) > 1 or longest != places:
             texts = [padded(text, places) for text in texts]
         return texts[0], texts[1] if len(texts) > 1 else None

@@ -56,7 +56,7 @@ def sample(
     guidance       the classifier-free scale, 1 for none
     gradient       gradient(x_t, t, target), the scaled gradient of some log p(target | x_t): guidance.gradient_of
     target         for the gradient: what is wanted, one for all pictures or a list or tensor of num
-    seed           picture i depends on (seed, i) alone, not on the batch
+    seed           picture i depends on (seed, i) alone, not on the batch; or a list of num such pairs
     clipped        keep each x0 in the value range: by default yes, unless the model works on latents; or "dynamic".
                    x itself may end outside after few steps of a sampler that does not end with x0
     on_step        on_step(step) sees every Step(x, t, x0) of every batch
@@ -75,8 +75,9 @@ def sample(
     if sampler == "ddpm" and diffusion.learned_range:
         options.setdefault("variance", "learned")
     _check_pull(gradient, target, clipped, diffusion)
-    for name, value, least in (("num", num, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
-        check_whole(name, value, least)
+    for name, value in (("num", num), ("batch_size", batch_size)):
+        check_whole(name, value, 1)
+    seeds = _seeds(seed, num)
     times = make_times(diffusion.schedule, steps, spacing or _default_spacing(diffusion), t_end=t_end)
     place = {t: i for i, t in enumerate(times)}
     y, negative = _labels("y", y, num, diffusion), _labels("negative", guiding.pop("negative", None), num, diffusion)
@@ -96,7 +97,7 @@ def sample(
                 guiding["negative"] = negative[batch]
             pull = None if gradient is None else (lambda x_t, t, of=part_target: gradient(x_t, t, of))
             denoise = counted(bind(diffusion, part_y, guidance, clipped, None if ancestral else pull, **guiding))
-            noise = seeded_noise([(seed, i) for i in range(batch.start, batch.stop)])
+            noise = seeded_noise(seeds[batch])
             shape = (batch.stop - batch.start, *diffusion.shape)
             x, t = diffusion.schedule.start(shape, noise, times[0], device=diffusion.device), times[0]
             for step in run(denoise, diffusion.schedule, x, times, noise, **options, **_given(ancestral, pull)):
@@ -214,6 +215,16 @@ def _default_spacing(diffusion):
 
 def _given(ancestral, gradient):
     return {"gradient": gradient} if ancestral else {}
+
+
+def _seeds(seed, num):
+    """The pair (seed, number) of each of num pictures."""
+    pairs = seed if isinstance(seed, list) else [(seed, i) for i in range(num)]
+    if len(pairs) != num or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
+        raise ValueError(f"seed must be a whole number, or a list of {num} pairs (seed, number), got {seed!r}")
+    for one in dict.fromkeys(one for one, _ in pairs):
+        check_whole("seed", one, 0)
+    return pairs
 
 
 def _labels(name, y, num, diffusion):
