@@ -263,3 +263,11 @@ def test_a_named_schedule_of_theirs_is_used_where_there_is_one():
     for name, theirs_name in (("linear", "linear"), ("cosine", "squaredcos_cap_v2"), ("sigmoid", None)):
         config = scheduler_config(model(SCHEDULES[name]))
         assert config.get("beta_schedule") == theirs_name and ("trained_betas" in config) == (theirs_name is None)
+
+
+def test_a_network_that_takes_text_is_refused(tmp_path):
+    network = create_model("ddpm_test", text_dim=8)
+    diffusion = Diffusion(network, schedules.linear(), "eps", shape=(3, 8, 8))
+    with pytest.raises(ValueError, match="text_dim=8 cannot go to diffusers"):
+        export_diffusers(diffusion, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

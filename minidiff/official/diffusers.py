@@ -131,6 +131,9 @@ def _named(diffusion):
             f"the network {name} cannot go to diffusers: {reason}. The ddpm_* networks can (ddpm_cifar10, "
             "ddpm_lsun256, ddpm_tiny, with any arguments); minidiff.sharing keeps and shares all others."
         )
+    if arguments.get("text_dim"):
+        raise ValueError(f"{name} with text_dim={arguments['text_dim']} cannot go to diffusers: its UNet2DModel hears "
+                         "no text; minidiff.sharing keeps and shares it.")
     return name, arguments
 
 
