@@ -176,23 +176,56 @@ def draw_ways(patches=7, words=3):
 
 
 @quiet
-def draw_obedience(runs, evidence):
-    """The losses of recorded runs {name: record}, and bars of what each gets right, with 95 % intervals.
+def draw_bars(evidence, x="", y="", log=False):
+    """Shares with 95 % intervals: {name: {question: (share, of how many; 0 for no interval)}}.
 
-    evidence: {name: {question: (share, of how many)}}, the same questions for all.
+    Upright bars, the questions below them; with `x`, the name of that axis, they lie, and `log` makes it logarithmic.
     """
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.6), width_ratios=(1, 2.2))
-    for k, (name, run) in enumerate(runs.items()):
+    questions = len(next(iter(evidence.values())))
+    figure, axes = plt.subplots(figsize=(8.6, 0.8 + 0.4 * questions) if x else (8.6, 3.2))
+    _bars(axes, evidence, flat=bool(x))
+    if x:
+        axes.set(xlabel=x, xscale="log" if log else "linear")
+    else:
+        axes.set(ylabel=y, ylim=(0, 1.05))
+    place = "outside upper right" if x else "outside lower center"
+    figure.legend(*axes.get_legend_handles_labels(), loc=place, ncols=4)
+    return figure
+
+
+@quiet
+def draw_obedience(runs, evidence):
+    """The losses of recorded runs {name: record}, and bars of what each gets right, as `draw_bars` has them."""
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.6), width_ratios=(1, 1.8))
+    for run in runs.values():
         steps = (torch.arange(len(run["curve"])) + 1) * run["training"]["steps"] / len(run["curve"])
         left.plot(steps, run["curve"])
-        share, count = torch.tensor(list(evidence[name].values())).T
-        error = 1.96 * (share * (1 - share) / count.clamp(min=1)).sqrt()
-        places = torch.arange(len(share)) + 0.2 * (k - 1.5)
-        right.bar(places, share, 0.19, yerr=error, label=name, error_kw=dict(elinewidth=0.8))
-        right.set_xticks(range(len(share)), evidence[name], rotation=25)
     left.set(xlabel="step", ylabel="loss", yscale="log")
+    left.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5)))
+    left.yaxis.set_major_formatter("{x:g}")
+    left.yaxis.set_minor_formatter(NullFormatter())
+    _bars(right, evidence)
     right.set(ylabel="share", ylim=(0, 1.05))
     figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
+
+
+def _bars(axes, evidence, flat=False):
+    """A bar for each name at each question, upright or `flat`."""
+    wide = 0.8 / len(evidence)
+    for k, (name, found) in enumerate(evidence.items()):
+        share, count = torch.tensor(list(found.values()), dtype=torch.float64).T
+        error = 1.96 * (share * (1 - share)).clamp(min=0).div(count.clamp(min=1)).sqrt()
+        error = {"xerr" if flat else "yerr": error, "error_kw": dict(elinewidth=0.8)} if count.any() else {}
+        places = torch.arange(len(share)) + wide * (k - (len(evidence) - 1) / 2)
+        (axes.barh if flat else axes.bar)(places, share, 0.95 * wide, label=name, **error)
+        if flat:
+            axes.set_yticks(range(len(share)), found)
+            axes.set_ylim(len(share) - 0.5, -0.5)
+        else:
+            axes.set_xticks(range(len(share)), found, rotation=20 if len(share) > 5 else 0)
