@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # One thread a process: two pytest workers share two cores better that way.
 QUICK := MINIDIFF_TIER=smoke OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: tour lab test test-slow verify bench notebooks weights weights-gpu ablations ablations-gpu clean
+.PHONY: tour lab test test-slow test-gpu verify bench notebooks weights weights-gpu ablations ablations-gpu clean
 
 tour: $(VENV)/.notebooks
 	$(BIN)/python tools/notebooks.py tour
@@ -25,6 +25,10 @@ test: $(VENV)/.test
 
 test-slow: $(VENV)/.test
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2 -m slow --durations=10 tests
+
+# On a machine with CUDA: that no step of training waits for the device, mixed precision, compilation, resumption.
+test-gpu: $(VENV)/.test
+	$(BIN)/python -m pytest -q tests/test_device.py
 
 # Writes docs/verification.md: each golden's error, each parameter count, each sampler's error and order.
 verify: $(VENV)/.test
