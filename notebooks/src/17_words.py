@@ -310,7 +310,7 @@ for way in ("cross", "concatenated", "joint tokens"):
 plots.lines(costs, x="tokens of the text", y="work added, as a share", log="x")
 
 # %% [markdown]
-# Short captions are cheapest as keys and values. Cross-attention has a price at the door and then rises slowly. Joint tokens are the dear ones once the text is as long as the picture, but 64 patches are few; with 1,024 of them a text of 77 tokens costs next to nothing.
+# Short captions are cheapest as keys and values. Cross-attention has a price at the door, and then rises alongside. Joint tokens are dear once the text is as long as the picture. But 64 patches are few: beside 1,024 of them, 77 words are one token in fourteen.
 #
 # ## Which way obeys?
 #
@@ -340,7 +340,7 @@ pictures = [torch.stack([r["samples"][i] for r in ways.values()]) for i in chose
 plots.filmstrip(pictures, titles, rows=list(ways), scale=9)
 
 # %% [markdown]
-# An unreadable picture is wrong in everything, and two thousand steps are few. So ask with a softer reader, too: give every pixel with ink to the nearest of the six colours. Which share of the ink has a colour that the caption names? And of captions with two colours, does the ink of the first lie on the side that the relation says? Guessing gives about a quarter, and one half. On real pictures the reader must be right.
+# An unreadable picture is wrong in everything, and these trainings were short. So ask with a softer reader, too: give every pixel with ink to the nearest of the six colours. Which share of the ink has a colour that the caption names? And of captions with two colours, does the ink of the first lie on the side that the relation says? Guessing gives about a quarter, and one half. On real pictures the reader must be right.
 
 # %%
 palette = torch.tensor(list(shapes.COLOURS.values())) / 127.5 - 1  # (6, 3)
@@ -382,8 +382,7 @@ display(draw_obedience(ways, evidence))
 def versus(a, b, key):
     """Difference of two ways in one question, and in how many standard errors that is."""
     (p, n), (q, m) = evidence[a][key], evidence[b][key]
-    error = max((p * (1 - p) / max(n, 1) + q * (1 - q) / max(m, 1)) ** 0.5, 1 / max(n, 1))
-    return p - q, (p - q) / error
+    return p - q, (p - q) / max((p * (1 - p) / max(n, 1) + q * (1 - q) / max(m, 1)) ** 0.5, 1 / max(n, 1))
 
 keys = [key for key in evidence[next(iter(ways))] if key not in ("readable", "count")]
 rows = ["| minus pooled alone | " + " | ".join(keys) + " |", "|---|" + "---:|" * len(keys)]
@@ -399,7 +398,7 @@ print(f"pictures that the strict reader could read, at best: {legible:.0%}" + (
 Markdown("\n".join(rows))
 
 # %% [markdown]
-# Below two errors nothing can be said; and it is one run each, on a small budget. Order is what all learn last. Colours come first, and for them the pooled vector suffices: it says them loudly. To put something on the left, a network must first be able to make a coherent thing, and know its own places; only then does it pay to hear who belongs there. If the tokens gain nothing in the table, these networks have not come so far, and the table cannot tell you which way is best. That is a result, too: a comparison holds for its budget.
+# Below two errors nothing can be said; and it is one run each, on a small budget. Colours are easy to obey: they are said loudly, and a patch can have a colour without knowing its place. To put something on the left, a network must first know places, and make things that hang together. Only then does it pay to hear who belongs there. If the tokens gain nothing in the table, these networks have not come so far, and the table cannot say which way is best. That is a result, too: a comparison holds for its budget. The last experiment of this notebook asks a network that has come further.
 #
 # ## Where each word is heard
 #
@@ -526,20 +525,23 @@ for kind, part, choices in (("colour", 1, colours), ("shape", 2, shapes.SHAPES))
 for (kind, name), pairs in acts.items():
     own, other = acts[kind, name] = torch.stack(pairs).mean(0).tolist()
     print(f"{kind} exchanged in {name:6}: change {own:.3f} in its thing, {other:.3f} in the other one")
-
 asked = minidiff.load_dataset("shapes", split="test").batch(range(8 if run.tier == "smoke" else 200))[2]
 y = encoder(asked)
 roads = {"tokens and pooled": y, "tokens alone": y._replace(pooled=0 * y.pooled),
          "pooled alone": y._replace(mask=torch.zeros_like(y.mask))}
 obeyed = {}
 for name, road in roads.items():
-    pictures = minidiff.sample(listener, len(asked), y=road, guidance=3.0, **options).clamp(-1, 1)
-    shares = minidiff.metrics.oracle_accuracy(pictures, asked)
+    pictures = minidiff.sample(listener, len(asked), y=road, guidance=3.0, **options)
+    shares = minidiff.metrics.oracle_accuracy(pictures.clamp(-1, 1), asked)
     obeyed[name] = {key: (float(value), value.count) for key, value in shares.items()}
+for key in ("colour", "shape", "size", "relation"):
+    print(f"{key:8} is obeyed more with {max(list(roads)[1:], key=lambda name: obeyed[name][key][0])}")
 draw_bars(obeyed, y="share of pictures")
 
 # %% [markdown]
-# Compare the changes with the attention maps. A change of a colour lands on its thing more surely than attention to that colour does. And a word need not pass through attention at all: what "pooled" carries, no attention map could have shown. A map of attention is a picture of one road. Before you call it the reason for something, close that road and see.
+# Read the bars in threes. What falls when the pooled vector is silent, it had carried; what falls without tokens, they had. A network that gets both need not use both for everything: it takes each fact from where it is said most clearly. What is said loudly in one vector can go with the time to every block; what must be bound to a thing and a place is worth asking for, patch by patch.
+#
+# And compare the changes with the attention maps. What the pooled vector carries passes through no attention at all, so no map could have shown it. A map of attention is a picture of one road. Before you call it the reason for something, close that road and see.
 #
 # ## Two things for practice
 #
@@ -572,14 +574,11 @@ print("warning:", caught[0].message)
 # ## Paper and here
 
 # %%
-def share(name, key, split="seen"):
-    return f"{name} {ways[name]['accuracy'][split][key]:.1%}" if name in ways else f"{name} -"
-
 findings = [
     ("IU-ViT, ASCEND: separate cross-attention; concatenated keys and values trained worse",
      "loss at the end " + ", ".join(f"{n} {sum(r['curve'][-4:]) / 4:.4f}" for n, r in ways.items())),
     ("The full sequence and the pooled vector, joined with the time, are both used",
-     "everything right: " + ", ".join(share(name, "all") for name in ways)),
+     "the listener, all right: " + ", ".join(f"{name} {found['all'][0]:.0%}" for name, found in obeyed.items())),
     ("GLIDE: words' keys and values before the picture's, one softmax, no mask",
      f"without a mask, padding to {lengths[-1]} tokens moved the output of a layer by {wrong[-1]:.0%}; with it by 0"),
     ("Imagen: text embeddings zeroed with probability 0.1, for guidance",
@@ -592,7 +591,7 @@ findings = [
 Markdown("| paper | here |\n|---|---|\n" + "\n".join(f"| {paper} | {here} |" for paper, here in findings))
 
 # %% [markdown]
-# (Which loss is the lowest here is one run's word. The papers' networks are a hundred times larger and were trained for a hundred times longer.)
+# (Which loss is the lowest here is one run's word. The papers' networks are hundreds of times larger, and were trained far longer.)
 #
 # ## Exercises
 #
@@ -646,12 +645,12 @@ exercises.check_twins(twins)
 # - The pooled vector says loudly what there is and whispers in which order.
 # - Padding of zeros is not nothing. A mask of $-\infty$ is, and a row without any word needs a token to look at.
 # - Cross-attention, concatenated keys and joint tokens differ in who asks, in the number of softmaxes and in cost.
-# - Attention maps show where a word is heard. Where it acts takes an experiment.
+# - Attention maps show where a word is heard, on one of two roads. What it does takes an experiment: exchange it, or close a road.
 #
 # ## Where to read on
 #
 # - The paper of IU-ViT and ASCEND, arXiv 2212.13771.
-# - Nichol et al., *GLIDE*, 2022; Saharia et al., *Imagen*, 2022: concatenated keys, and why large text encoders pay.
+# - Nichol et al., *GLIDE*, 2022, and Saharia et al., *Imagen*, 2022: concatenated keys and values.
 # - Bao et al., *All are worth words*, 2023: joint tokens.
 # - `minidiff/text.py`, `text_encoders.py`, `text_cache.py`, `backbones/ascend_text.py`; `tools/text_runs.py` made the records.
 #
