@@ -2,7 +2,7 @@
 
 import torch
 
-from minidiff.diffusion import check_labels
+from minidiff.diffusion import Diffusion, check_labels
 from minidiff.training.optimisation import DECAYS
 
 AMP = {None: torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -49,7 +49,7 @@ def check_data(diffusion, dataset, images, y):
     """The first batch value by value, as this model may have seen other data before, and labels if all are here."""
     diffusion.check_batch(images, y)
     labels = getattr(dataset, "labels", None) if hasattr(dataset, "images") else None
-    if labels is not None and getattr(diffusion.network, "num_classes", 0):
+    if labels is not None and isinstance(diffusion, Diffusion) and getattr(diffusion.network, "num_classes", 0):
         check_labels(diffusion.network, torch.as_tensor(labels), len(labels))
 
 
