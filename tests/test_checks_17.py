@@ -143,3 +143,14 @@ def test_explore_words_draws_a_map_for_each_word():
         listening.explore_words(listener("cross"), encoder, torch.zeros(1, 3, 16, 16), prompts)
     with pytest.raises(ValueError, match="3 maps"):
         listening.draw_words({"t": (torch.zeros(3, 16, 16), torch.zeros(3, 8, 8))}, ["a", "cat"])
+
+
+def test_bars_have_a_bar_for_each_answer_and_stand_or_lie():
+    evidence = {"one": {"a": (0.5, 10), "b": (1.0, 10)}, "two": {"a": (0.25, 10), "b": (0.0, 0)}}
+    standing, lying = listening.draw_bars(evidence, y="share"), listening.draw_bars(evidence, x="distance", log=True)
+    assert [bar.get_height() for bar in standing.axes[0].patches] == [0.5, 1.0, 0.25, 0.0]
+    assert [bar.get_width() for bar in lying.axes[0].patches] == [0.5, 1.0, 0.25, 0.0]
+    assert [label.get_text() for label in lying.axes[0].get_yticklabels()] == ["a", "b"]
+    run = {"curve": [0.5, 0.2], "training": {"steps": 100}}
+    curves = listening.draw_obedience({"one": run, "two": run}, evidence).axes[0].lines
+    assert [line.get_xdata().tolist() for line in curves] == [[50, 100]] * 2
