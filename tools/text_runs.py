@@ -2,7 +2,9 @@
 
 Experiment `words` compares ways to hand the words to one transformer (notebook 17), `backbones` compares networks
 (notebook 18). All learn captioned shapes without some pairs of words, and are asked in mid-run and at the end: pictures
-for captions that they have not seen, read back by the oracle of the shapes. A run is one file
+for captions that they have not seen, read back by the oracle of the shapes. Since that oracle reads no rough picture,
+it is also measured how a network misses a word: by how much its loss grows when one of the caption is changed, or all
+are taken away. A run is one file
 data/results/EXPERIMENT/TIER/RUN.json with a strip of its last pictures, as tools/ablation.py writes them, and read by
 minidiff.course.recorded. Runs that are recorded are skipped, interrupted ones go on.
 """
@@ -17,6 +19,7 @@ from ablation import curve, strip
 from PIL import Image
 
 from minidiff import Diffusion, Text, create_model, load_dataset, sample, schedules, summary
+from minidiff.datasets.shapes import COLOURS, RELATIONS, SHAPES, describe, parse
 from minidiff.errors import unknown_name
 from minidiff.files import cache_folder, data_folder
 from minidiff.metrics import oracle_accuracy
@@ -31,6 +34,7 @@ TIERS = {
 TRAINING = dict(lr=1e-3, warmup=100, ema=0.998, p_uncond=0.1)
 SAMPLING = dict(sampler="dpmpp_2m", steps=20, guidance=3.0, seed=1)
 SHOWN = 32  # of the pictures are kept
+TIMES = [(i + 0.5) / 10 for i in range(10)]  # where it is measured what a word is worth
 TEXT = dict(text_dim=128, pooled_dim=384)
 PLAIN = TEXT | dict(dwconv=False, rearrange_first=False)  # IU-ViT without what makes it more than U-ViT
 
@@ -133,8 +137,52 @@ def run(experiment, name, model, overrides, told, arguments):
         "schedule": repr(diffusion.schedule), "prediction": diffusion.prediction, "training": options,
         "sampling": sampling, "seconds": round(time.time() - started), "curve": curve(history.losses),
         "during": read_log(folder, "evaluations.csv"), "accuracy": accuracy,
+        "worth": worth(history.ema, encode, load_dataset("shapes", split="test", **shapes), prompts),
     }  # fmt: skip
     return record, torch.cat([part[:SHOWN // 2] for part in pictures.values()])
+
+
+@torch.no_grad()
+def worth(diffusion, encode, data, count):
+    """{changed: {"times", "losses", "mean", "error"}}: how the loss grows without a word, on pictures with two objects.
+
+    changed: the first object's colour, shape or size is another, the relation is its converse, or "all": no text.
+    `losses` are the differences at each of TIMES, "right" the loss itself; the same pictures and noise for all.
+    """
+    two = [place for place, caption in enumerate(data.batch(range(4 * count))[2]) if parse(caption).relation][:count]
+    images, _, captions = data.batch(two)
+    images, eps = images.to(diffusion.device), torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    eps = eps.to(diffusion.device)
+
+    def losses(captions):  # (times, pictures)
+        y = encode(captions).to(diffusion.device)
+        ts = [torch.full((len(images),), t, device=images.device) for t in TIMES]
+        return torch.stack([diffusion.loss(images, y, t=t, eps=eps) for t in ts]).cpu()
+
+    right, found = losses(captions), {}
+    for name in ("colour", "shape", "size", "relation", "all"):
+        gap = losses([changed(caption, name) for caption in captions]) - right
+        each = gap.mean(0)
+        found[name] = in_numbers(gap) | {"error": round((each.std() / len(each) ** 0.5).item(), 6)}
+    return found | {"right": in_numbers(right), "times": TIMES}
+
+
+def in_numbers(losses):
+    """Losses (times, pictures) by time, and in all."""
+    return {"losses": [round(loss, 6) for loss in losses.mean(1).tolist()], "mean": round(losses.mean().item(), 6)}
+
+
+def changed(caption, name):
+    """The caption with one word of it changed, the one that says this of the first object, or "" for all."""
+    if name == "all":
+        return ""
+    scene = parse(caption)
+    if name == "relation":
+        return describe(scene._replace(relation=RELATIONS[scene.relation]))
+    words = {"colour": list(COLOURS), "shape": list(SHAPES), "size": ["small", "large"]}[name]
+    thing = scene.things[0]
+    other = words[(words.index(getattr(thing, name)) + 1) % len(words)]
+    return describe(scene._replace(things=(thing._replace(**{name: other}), *scene.things[1:])))
 
 
 def teller(encoder, told):
