@@ -220,8 +220,8 @@ def _bars(axes, evidence, flat=False):
     wide = 0.8 / len(evidence)
     for k, (name, found) in enumerate(evidence.items()):
         share, count = torch.tensor(list(found.values()), dtype=torch.float64).T
-        error = 1.96 * (share * (1 - share)).clamp(min=0).div(count.clamp(min=1)).sqrt().tolist()
-        error = {"xerr" if flat else "yerr": error, "error_kw": dict(elinewidth=0.8)} if count.any() else {}
+        error = 1.96 * (share * (1 - share)).clamp(min=0).div(count.clamp(min=1)).sqrt()
+        error = {"xerr" if flat else "yerr": error.tolist(), "error_kw": dict(elinewidth=0.8)} if count.any() else {}
         places = (torch.arange(len(share)) + wide * (k - (len(evidence) - 1) / 2)).tolist()
         (axes.barh if flat else axes.bar)(places, share.tolist(), 0.95 * wide, label=name, **error)
         if flat:
