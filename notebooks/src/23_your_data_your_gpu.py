@@ -23,9 +23,9 @@ run = setup()
 # %% [markdown]
 # ## A folder of pictures
 #
-# You need no format. A folder is a data set: each subfolder is a class, and a text file beside a picture, of the same name, holds its caption. Put your own pictures into such a folder and set `pictures` to its path. On Colab, mount your Drive and keep both pictures and runs there, since Colab forgets everything else.
+# You need no format. A folder is a data set: each subfolder is a class, and a text file beside a picture, of the same name, holds its caption. Set `pictures` to such a folder of your own, with a hundred pictures or more. On Colab, mount your Drive and keep both pictures and runs there, since Colab forgets everything else.
 #
-# So that the notebook runs without yours, the next cell makes a folder from emoji that come with the package: 64-pixel png files of faces, flags and hearts.
+# Until then, the next cell makes one from emoji that come with the package: 64-pixel png files of faces, flags and hearts.
 
 # %%
 import tempfile
@@ -43,7 +43,8 @@ images, kinds = shipped.images(), [shipped.classes[label] for label in shipped.l
 wanted = {"faces": ("Smileys & Emotion", "face"), "flags": ("Flags", "flag"), "hearts": ("Smileys & Emotion", "heart")}
 for name, (kind, word) in wanted.items():
     (pictures / name).mkdir(parents=True)
-    for k in [k for k in range(len(kinds)) if kinds[k] == kind and word in shipped.captions[k]][:100]:
+    fitting = [k for k, caption in enumerate(shipped.captions) if kinds[k] == kind and word in caption]
+    for k in [k for k in fitting if word == "face" or "face" not in shipped.captions[k]][:100]:
         path = pictures / name / f"{k:04}.png"
         Image.fromarray(pixels(images[k])[0]).save(path)
         path.with_suffix(".txt").write_text(shipped.captions[k], encoding="utf-8")
@@ -51,21 +52,21 @@ for name, (kind, word) in wanted.items():
 data = minidiff.load_dataset("folder", path=pictures, size=16)
 some = range(0, len(data), -(-len(data) // 12))
 print(f"{len(data)} pictures of {', '.join(data.classes)}; a record is {data[0].image.shape}, {data[0][1:]}")
-plots.grid(torch.stack([data[k].image for k in some]), columns=6, titles=[data.captions[k][:30] for k in some])
+plots.grid(torch.stack([data[k].image for k in some]), columns=6, titles=[data.captions[k] for k in some])
 
 # %% [markdown]
 # Look at what the network will see, not at your files. Sixteen pixels keep a grin and lose the eyelashes. A wide picture loses its sides, for the loader takes the middle square.
 #
-# Real folders hold other surprises: grey and transparent pictures, 16-bit scans, photographs that lie on their side. And they hold files that are no pictures, a download cut in half, or an error page that calls itself jpg. Make one of each.
+# Real folders hold grey and transparent pictures, 16-bit scans, photographs that lie on their side. And they hold files that are no pictures, a download cut in half, or an error page that calls itself jpg. Make one of each.
 
 # %%
 import warnings
 
-odd, source = home / "odd", sorted(pictures.rglob("*.png"))
+odd, wide = home / "odd", Image.new("RGB", (192, 64))
 odd.mkdir()
-face, wide = Image.open(source[0]), Image.new("RGB", (192, 64))
 for k in range(3):
-    wide.paste(Image.open(source[40 * k]), (64 * k, 0))
+    face = Image.open(data.files[k * (len(data) // 5)]).convert("RGB").resize((64, 64))
+    wide.paste(face, (64 * k, 0))
 clear, lying = face.copy(), Image.Exif()
 clear.putalpha(Image.linear_gradient("L").resize((64, 64)))
 lying[0x0112] = 6  # EXIF: the camera was turned
@@ -75,7 +76,7 @@ for name, picture in ones.items():
     picture.save(odd / f"{name}.png", **({"exif": lying} if name == "sideways" else {}))
 display(plots.grid(minidiff.load_dataset("folder", path=odd, size=64).in_memory().images(), titles=list(ones)))
 
-(odd / "half.png").write_bytes(source[0].read_bytes()[:500])
+(odd / "half.png").write_bytes((odd / "wide.png").read_bytes()[:500])
 (odd / "page.jpg").write_text("<html>404 not found</html>")
 with warnings.catch_warnings(record=True) as said:
     kept = minidiff.load_dataset("folder", path=odd, size=64, check="whole", broken="skip")
@@ -86,11 +87,11 @@ except ValueError as error:
     print(str(error).replace(str(home), ""))
 
 # %% [markdown]
-# The odd ones come out right: upright, on white, in three channels, at full range. For the broken ones you choose. Usually the first of them ends the run, with its name and what it is. With `broken="skip"` it is left out and counted. `check="whole"` looks before the training begins, not at three in the morning.
+# The odd ones come out right: upright, on white, in three channels, at full range. The first broken one ends the run, with its name and what it is. With `broken="skip"` the run goes on without them, and counts them. `check="whole"` looks before the training begins, not at three in the morning.
 #
 # ## One script for everything
 #
-# Write the training as a script. This notebook will import it, a terminal can start it, two processes will run it, and so could a cluster, all without a changed line.
+# Write the training as a script. This notebook will import it, a terminal can start it, two processes will run it, and so could a cluster, without a changed line. Its argument is a list of runs in JSON, which it does one after the other.
 
 # %%
 (home / "train.py").write_text('''"""python train.py '[{"pictures": "my/pictures", "folder": "runs/1", "steps": 99}]'"""
@@ -120,9 +121,9 @@ options = dict(pictures=str(pictures), folder=str(home / "run"), device=str(run.
                sampling=dict(num=12, steps=2 if run.tier == "smoke" else 15, guidance=2.0))
 
 # %% [markdown]
-# A run has a **folder**. In it are the newest checkpoints, `log.csv`, and sheets of samples. A checkpoint holds the weights, their averages and the optimiser's moments, in one file that is written under another name and then renamed: it is there as a whole, or not at all.
+# A run has a **folder**; to keep yours, give `folder` a place outside of `home`, which is gone when the notebook ends. In it are the newest checkpoints, `log.csv`, and sheets of samples. A checkpoint holds the weights, their averages and the optimiser's moments, in one file that is written under another name and then renamed: it is there as a whole, or not at all.
 #
-# Does that hold? Start the script as a process of its own, wait for the first checkpoint, and kill it. `SIGKILL` is what a full memory or an impatient cluster sends. No Python code runs any more, no file is closed.
+# Does that hold? Start the script as a process of its own, wait for a checkpoint, and kill it. `SIGKILL` is what a full memory or an impatient cluster sends: no Python code runs any more, no file is closed.
 
 # %%
 import json
@@ -139,7 +140,7 @@ def start(*command):
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-victim, folder = start("train.py", json.dumps([options])), home / "run"
+victim, folder = start("train.py", json.dumps([options])), Path(options["folder"])
 while not [*folder.glob("checkpoint-*.safetensors")] and victim.poll() is None:
     time.sleep(0.02)
 time.sleep(0.3)  # it trains on
@@ -149,7 +150,7 @@ for file in sorted(path for path in folder.rglob("*") if path.is_file()):
     print(f"  {file.relative_to(folder)}  {file.stat().st_size:,} bytes")
 
 # %% [markdown]
-# Now the same call in this notebook. It finds the checkpoint, sweeps up what was half written, and goes on to the end. Then draw the log.
+# Now the same call in this notebook. It finds the checkpoint, sweeps up what was half written, and goes on to the end. Draw the log.
 
 # %%
 sys.path.insert(0, str(home))
@@ -177,9 +178,9 @@ def draw(log, columns):
 draw(log, {"loss": "loss", "lr": "learning rate", "gradient_norm": "norm of the gradient"})
 
 # %% [markdown]
-# The log has no gap and no step twice. Nothing random is saved in a checkpoint, by the way. The order of the pictures, the noise and the times are functions of the seed and the step, so the steps after a kill are those that would have been. A later section proves it.
+# The log has no gap and no step twice. A checkpoint holds no state of a random generator. The order of the pictures, the noise and the times are functions of the seed and the step, so the steps after a kill are those that would have been. The section on two processes proves it.
 #
-# The sheets show what the log cannot. Below, the averaged model during the run, a column for each class. Under it are samples of the finished model, and beside each the training picture that lies nearest.
+# The sheets show what the log cannot: the averaged model during the run, a column for each class. Then come samples of the finished model, and below each the training picture that lies nearest.
 
 # %%
 sheets = [Image.open(path).convert("RGB") for path in sorted((folder / "samples").glob("*.png"))]
@@ -194,11 +195,12 @@ drawn = minidiff.sample(history.ema, 9, y=sorted(y), guidance=2.0, progress=Fals
                         steps=2 if run.tier == "smoke" else 30).cpu()
 gap = torch.cdist(drawn.flatten(1), known.flatten(1))
 among = torch.cdist(known.flatten(1), known.flatten(1)).fill_diagonal_(torch.inf).amin(1)
-print(f"distance to the nearest training picture: {gap.amin(1).median():.1f}; among these: {among.median():.1f}")
+print("median distance to the nearest other training picture: "
+      f"{gap.amin(1).median():.1f} from a drawn one, {among.median():.1f} from a training picture")
 plots.filmstrip(torch.stack([drawn, known[gap.argmin(1)]], dim=1), rows=["drawn", "nearest"])
 
 # %% [markdown]
-# With a few hundred pictures, long training ends in **memorising**: the two rows become the same. That is the first thing to look at when the samples of your own model seem too good. More pictures help, and so do `flip=True` and an earlier stop.
+# With a few hundred pictures, long training ends in **memorising**: the two rows become the same, and the first distance falls towards 0, far below the second. Look there first when samples seem too good. More pictures help, and so does an earlier stop, or `flip=True`, which mirrors pictures as they are read (leave out `in_memory=True` then).
 #
 # ## Where the memory goes
 #
@@ -231,17 +233,17 @@ assert abs(sum(held.values()) / weights - 20) < 0.01
 # %% [markdown]
 # The thousandth too many is Adam's count of steps, kept once for each tensor. The second part of the bill is what the forward pass must keep for the backward pass, the **activations**. They grow with the batch.
 #
-# Take a transformer block on tokens of width $d$, and ask of each operation what its derivative needs. In units of $d$ numbers a token: each norm keeps its input (1), each linear map its input (1, in the MLP 1 and 4), attention its queries, keys and values (3) and its output, which the projection needs anyway (1), the GELU its input (4). That is $1 + 1 + 3 + 1$ for the first half and $1 + 1 + 4 + 4$ for the second, 16 in all. The rest is small: mean and deviation of each norm, and one number a head from attention.
+# Take a transformer block on tokens of width $d$, and ask of each operation what its derivative needs. In units of $d$ numbers a token: each norm keeps its input (1), each linear map its input (1, in the MLP 1 and 4), attention its queries, keys and values (3) and its output, which the projection needs anyway (1), the GELU its input (4). That is $1 + 1 + 3 + 1$ for the first half and $1 + 1 + 4 + 4$ for the second, 16 in all. Mean and deviation of each norm and one number a head from attention are small.
 #
-# PyTorch tells what it keeps: `saved_tensors_hooks` calls a function with each tensor. Count each memory block once, and leave out the weights.
+# PyTorch tells what it keeps: `saved_tensors_hooks` calls a function with each tensor. Count each piece of memory once, without the weights.
 
 # %%
 from torch.autograd.graph import saved_tensors_hooks
 
 
-def saved_bytes(module, *inputs, amp=False):
-    """Bytes that the forward pass keeps for the backward pass, weights not counted."""
-    own, found = {w.untyped_storage()._cdata for w in module.parameters()}, {}
+def saved_bytes(module, *inputs, amp=False, found=None):
+    """Bytes that the forward pass keeps for the backward pass, weights not counted; `found` is filled meanwhile."""
+    own, found = {w.untyped_storage()._cdata for w in module.parameters()}, {} if found is None else found
 
     def keep(tensor):
         if tensor.untyped_storage()._cdata not in own:
@@ -260,11 +262,11 @@ print(f"by hand {by_hand:,} bytes, with the small ones {by_hand + more:,}, measu
 assert abs(saved_bytes(block, x) / (by_hand + more) - 1) < 0.01
 
 # %% [markdown]
-# Sixteen it is. On a GPU the same bill is paid, and `torch.cuda.max_memory_allocated()` shows the total; it is higher than the sum, since operations need room to work in.
+# Sixteen it is. A GPU pays the same bill; `torch.cuda.max_memory_allocated()` shows a total above the sum, since operations need room to work in.
 #
 # ## Four ways to need less
 #
-# **Accumulation** cuts the batch into parts, adds up their gradients, and steps once. Since the loss is a mean, its gradient is the mean of the parts' gradients: the same step, for the memory of one part. **Checkpointing** keeps only what enters each block, and computes the rest again in the backward pass. Measure both with a small ASCEND on the CPU: bytes, processor time, and operations, as torch counts them.
+# **Accumulation** cuts the batch into parts, adds up their gradients, and steps once. Since the loss is a mean, its gradient is the mean of the parts' gradients: the same step, for the memory of one part. **Checkpointing** keeps only what enters each block, and computes the rest again in the backward pass. Measure both with a small ASCEND on the CPU: bytes, processor time, and operations, as torch counts them in convolutions and matrix products.
 
 # %%
 import timeit
@@ -322,11 +324,13 @@ def bars(cost):
 bars(cost)
 
 # %% [markdown]
-# All five are the same step. Accumulation pays nothing in operations, but small parts make poor use of a machine, as the time shows; a GPU minds even more. Checkpointing pays a second forward pass, and since a backward pass costs about two forward passes, that should be a third more operations. Here it is less, as not everything lies in a block. Say `Trainer(accumulate=4)` or `Trainer(checkpoint_activations=True)`; a network without the switch refuses, and says so.
+# All five are the same step. Accumulation pays nothing in operations, but small parts make poor use of a machine, as the time shows; a GPU minds even more. Checkpointing pays a second forward pass, and since a backward pass costs about two forward passes, that should be a third more operations. It is less, since torch stops the second pass of a block as soon as it has all that the backward pass needs: the last layer of each block, whose result nobody asks for, is left out. What it keeps is not all that it needs: in the backward pass, one block at a time has its activations again. "What fits where" counts them.
+#
+# Say `Trainer(accumulate=4)` or `Trainer(checkpoint_activations=True)`. Every backbone of this course has the switch, `network.checkpoint`; a network of your own without it is refused, and told why.
 #
 # ### Half precision, and what it loses
 #
-# bfloat16 has the range of float32, but only 8 bits for the digits. Between 1 and 2 it knows 128 numbers. Ask it to add a thousandth, and watch an average with decay 0.999 follow a weight that has moved from 0 to 1.
+# bfloat16 has the range of float32, but only 8 bits for the digits. Between 1 and 2 it knows 128 numbers. Have it add a thousandth, and an average with decay 0.999 follow a weight that moved from 0 to 1.
 
 # %%
 half = torch.bfloat16
@@ -348,9 +352,9 @@ stuck = paths["bfloat16"][1][-1]
 plots.lines(paths, x="step", y="the average (it should reach 1)")
 
 # %% [markdown]
-# Small steps vanish: where the update is less than half the distance to the next number, the sum stays where it is. Weights, moments and averages are all such sums. So **mixed** precision keeps these in float32 and only computes in bfloat16: `Trainer(amp="bf16")`. fp16 has more digits and little range, so the loss has to be scaled (`amp="fp16"` does it); take it on a T4, which has no bf16.
+# Where the update is less than half the distance to the next number, the sum stays where it is. Weights, moments and averages are all such sums. So **mixed** precision keeps these in float32 and only computes in bfloat16: `Trainer(amp="bf16")`. fp16 has more digits and little range, so the loss has to be scaled (`amp="fp16"` does it); take it on a T4, which has no bf16.
 #
-# What does it bring here? And what does `torch.compile`, which writes code of its own for your network? For the compiler take a few lines that only add and multiply: a whole network keeps it busy for minutes on a CPU.
+# What does it bring here? And what does `torch.compile`, which writes code of its own for your network? Give the compiler a few lines that work number by number: a whole network keeps it busy for minutes on a CPU.
 
 # %%
 inputs, rounded = (x0, draws["t"]), (gradient(1, amp=True) - plain).norm() / plain.norm()
@@ -377,32 +381,34 @@ if run.tier != "smoke":
 print("compiled:", compiler)
 
 # %% [markdown]
-# Some CPUs have instructions for bfloat16. Others simulate it, and then it takes longer. Either way the gain is small for a network of this size, which spends its time on many small operations. On a GPU with tensor cores it is the first thing to switch on. Compiling (`compile=True`) joins operations so that numbers make fewer journeys through memory. It costs minutes at the start and pays in long runs; turn it on last, when everything else works.
+# Some CPUs have instructions for bfloat16, others simulate it. Either way the gain is small for a network of this size, which spends its time on many small operations. On a GPU with tensor cores it is the first thing to switch on. Compiling (`compile=True`) joins operations so that numbers make fewer journeys through memory. It costs minutes at the start and pays in long runs; turn it on last.
 #
 # ## What fits where
 #
-# Now do the arithmetic for a machine that you do not have. `uvit_cifar10` is the U-ViT for CIFAR-10, and `ascend_t2i_128` the text-to-image model of the ASCEND paper, which reports 590 million weights (ours has a few less). It is built on the `meta` device, where tensors have shapes and no memory.
+# Now do the arithmetic for a machine that you do not have. `uvit_cifar10` is the U-ViT for CIFAR-10, and `ascend_t2i_128` the text-to-image model of the ASCEND paper, which reports 590 million weights (ours has a few less). It is built on the `meta` device, where tensors have shapes and no memory. There torch may count the maps of attention, too, which its quick kernels never keep. With ASCEND's small windows that is one per cent; with the U-ViT it would be a third, so that one is real.
 #
-# Several GPUs work in one of two ways. With **DDP**, each holds everything and takes its share of the batch. With **FSDP** on $n$ GPUs, each also holds only an $n$-th of the 20 bytes, and puts whole weights together, block by block, when it needs them: add one block's weights and gradients, 8 bytes each.
+# Several GPUs work in one of two ways. With **DDP** (distributed data parallel), each holds everything and takes its share of the batch. With **FSDP** (fully sharded data parallel) on $n$ GPUs, each takes its share, too, but holds only an $n$-th of the 20 bytes, and puts whole weights together, block by block, when it needs them: add at least the largest block's weights and gradients, 8 bytes each.
 
 # %%
 from minidiff.layers import Text
 
 
 def measured(name, device):
-    """(weights, those of the largest block, bytes a picture, the same with checkpointing or None)."""
+    """(weights, those of the largest block, [bytes a picture, the same with checkpointing])."""
     with torch.device(device):
         network = minidiff.create_model(name)
-        x, time, y = torch.zeros(1, *network.shape), torch.zeros(1), None
-        if network.arguments["text_dim"]:
-            y = Text(torch.zeros(1, 77, network.arguments["text_dim"]), None, torch.zeros(1, 1024))
-    lists = [m for m in network.modules() if isinstance(m, torch.nn.ModuleList)]
-    largest = max(sum(w.numel() for w in block.parameters()) for blocks in lists for block in blocks)
-    bytes_a_picture = [saved_bytes(network, x, time, y)]
-    if hasattr(network, "checkpoint"):
-        network.checkpoint = True
-        bytes_a_picture.append(saved_bytes(network, x, time, y))
-    return sum(w.numel() for w in network.parameters()), largest, bytes_a_picture
+        x, time, dim = torch.zeros(1, *network.shape), torch.zeros(1), network.arguments["text_dim"]
+        y = Text(torch.zeros(1, 77, dim), None, torch.zeros(1, 1024)) if dim else None
+    blocks = [block for m in network.modules() if isinstance(m, torch.nn.ModuleList) for block in m]
+    largest = max(sum(w.numel() for w in block.parameters()) for block in blocks)
+    plain, found, calls = saved_bytes(network, x, time, y), {}, []
+    network.checkpoint = True
+    for block in blocks:
+        block.register_forward_hook(lambda *call: calls.append((*call, sum(part.nbytes() for part in found.values()))))
+    peak = saved_bytes(network, x, time, y, found=found)  # at the end of the forward pass
+    for block, inputs, _, before in [*calls]:
+        peak = max(peak, before + saved_bytes(block, *inputs))  # when this block is computed anew
+    return sum(w.numel() for w in network.parameters()), largest, [plain, peak]
 
 
 facts = {name: measured(name, device) for name, device in (("uvit_cifar10", "cpu"), ("ascend_t2i_128", "meta"))}
@@ -411,7 +417,7 @@ for name, (weights, _, each) in facts.items():
           + ", with checkpointing ".join(f"{size / 1e9:.3f} GB" for size in each))
 
 # %% [markdown]
-# The table says how many pictures fit on **each** GPU at float32, if a tenth of its memory is lost to the driver and to gaps. Multiply by the number of GPUs for the whole batch.
+# With checkpointing, the bytes a picture are those at the worst moment of the backward pass: what was kept up to a block, and all of that block. The table says how many pictures fit on **each** GPU at float32, if a tenth of its memory is lost to the driver and to gaps. Multiply by the number of GPUs for the whole batch.
 
 # %%
 from IPython.display import Markdown
@@ -440,13 +446,13 @@ plots.lines(curves | {f"{m} GB": (batches, [m] * len(batches)) for m in (16, 80)
             x="pictures on each GPU", y="GB on each GPU", title="ascend_t2i_128 in float32")
 
 # %% [markdown]
-# So for the large model the activations are the trouble, not the weights. At 128 pixels, checkpointing buys far more than dividing the weights among 64 GPUs does. FSDP pays where the 20 bytes a weight alone fill the card. bf16 about halves the activations, and adds a copy of the weights while they are used.
+# For the large model the activations are the trouble, not the weights. Checkpointing buys more pictures than dividing the weights among 64 GPUs does, and the more so the larger the card. FSDP pays where the 20 bytes a weight alone fill the card. bf16 about halves the activations, and adds a copy of the weights while they are used.
 #
 # ## Two processes
 #
-# You do not need two GPUs to see how they work together; two processes on a CPU do the same. `torchrun`, here called by its long name, starts $n$ copies of the script and tells each its number. Each takes its part of the same batch, and after the backward pass the gradients are averaged over all. The mean of two means is the mean of the whole, so nothing else has to change.
+# Two processes on a CPU do what two GPUs do. `torchrun`, here under its long name, starts $n$ copies of the script and tells each its number. Each takes its part of the same batch, and after the backward pass the gradients are averaged over all. The mean of two means is the mean of the whole, so nothing else has to change.
 #
-# Start both kinds with one launch. While they run, train the same in this notebook in one process, twice: once through, and once interrupted in step 14, to be resumed from the checkpoint of step 10.
+# Start both kinds with one launch. While they run, train the same in this notebook, twice: once through, and once interrupted in step 14, to be resumed from the checkpoint of step 10.
 
 # %%
 import contextlib
@@ -500,14 +506,28 @@ def on_top(ends, styles=("-", "--", ":", "o")):
 on_top(ends)
 
 # %% [markdown]
-# Four runs, one curve. The interrupted run agrees to the last bit; the two processes add up in another order, hence the last digit. `processes=2` is a guard: started without its launcher, the script would train alone and call it a success.
+# Four runs, one curve. The interrupted run agrees to the last bit; the two processes add up in another order, hence the last digit. On a GPU an interrupted run may differ there, too, as some kernels add up in no fixed order. `processes=2` is a guard: started without its launcher, the script would train alone and call it a success.
 #
 # ## When the data no longer fit
 #
-# A million pictures neither fit into memory nor like to be a million files. **Shards** are tar files with a thousand pictures each, with caption and metadata beside them, in the format in which the large public collections are written. Reading is a stream: shuffled, divided among the processes, and with a position that says where it goes on.
+# A million pictures neither fit into memory nor like to be a million files. **Shards** are tar files with a thousand pictures each, with caption and metadata beside them, in the format in which the large public collections are written. Reading is a stream: shuffled, divided among the processes, and with a position that says where it goes on. `keep=` filters by the metadata, broken samples are skipped and counted, and `cache_shards` writes what a frozen text encoder or autoencoder makes of them, once instead of in every epoch. A `Trainer` takes shards like any data set; there must be one for each process, or more.
+#
+# ## The cluster
+#
+# On eight machines with eight GPUs each, run the same line on each, with the first one's address. The shards are to hold text embeddings that `cache_shards` wrote, and `--out` is a folder on a disk that all machines share.
+#
+# ```bash
+# torchrun --nnodes 8 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint first-machine:29500 \
+#     -m minidiff train ascend_t2i_128 --data "laion/{00000..09999}.tar" --out /shared/ascend \
+#     --processes 64 --parallel fsdp --checkpoint-activations --workers 8
+# ```
+#
+# `ascend_t2i_128` is a **recipe**: data, network, schedule, optimiser and sampler of a paper, by name. Not all of these were published. What is a guess says so, with its reason. Write shards of your pictures, read them, and print the recipe.
 
 # %%
+from minidiff.cli import main
 from minidiff.datasets import write_shards
+from minidiff.recipes import RECIPES
 
 tars = write_shards(data, home / "shards", per_shard=64, format="png")
 print(f"{len(tars)} shards of at most 64 pictures, {sum(tar.stat().st_size for tar in tars) / 1e3:.0f} kB")
@@ -521,33 +541,14 @@ assert torch.equal(torch.cat([part[0] for part in parts]), first)  # two process
 (again, _, _), _ = next(shards.stream(16, seed=0, position=json.loads(json.dumps(position))))
 assert torch.equal(again, second)  # the position goes on with the very next batch
 print(shards.report(position))
-plots.grid(first[:12] / 127.5 - 1, columns=6, titles=[caption[:30] for caption in captions[:12]])
+display(plots.grid(first[:12] / 127.5 - 1, columns=6, titles=captions[:12]))
 
-# %% [markdown]
-# `keep=` filters by the metadata, broken samples are skipped and counted, and `cache_shards` writes what a frozen text encoder or autoencoder makes of them, once instead of in every epoch. A `Trainer` takes shards like any data set.
-#
-# ## The cluster
-#
-# On eight machines with eight GPUs each, run the same line on each, with the first one's address. The shards are to hold cached text embeddings.
-#
-# ```bash
-# torchrun --nnodes 8 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint first-machine:29500 \
-#     -m minidiff train ascend_t2i_128 --data "laion/{00000..09999}.tar" --processes 64 --parallel fsdp \
-#     --checkpoint-activations --workers 8
-# ```
-#
-# `ascend_t2i_128` is a **recipe**: data, network, schedule, optimiser and sampler of a paper, by name. Not all of these were published. Print the recipe; what is a guess says so, with its reason.
-
-# %%
-from minidiff.cli import main
-from minidiff.recipes import RECIPES
-
-main(["train", "ascend_t2i_128", "--show", "--out", "runs/ascend"])
+main(["train", "ascend_t2i_128", "--show", "--out", "/shared/ascend"])
 told = [recipe for recipe in RECIPES.values() if not recipe.guesses]
 print(f"\n{len(RECIPES)} recipes; {len(told)} of them without a guess")
 
 # %% [markdown]
-# Each run writes its options to `config.json`, and `minidiff train --config FILE` repeats it. Try one on your laptop: `minidiff train emoji_tiny`, or `minidiff train ddpm_tiny --data my/pictures --size 16 --labels`.
+# Each run of `minidiff train` writes its options to `config.json` in its folder, and `minidiff train --config FILE` repeats it. Try `minidiff train emoji_tiny`, or `minidiff train ddpm_tiny --data my/pictures --size 16 --labels`.
 #
 # ## When it breaks
 #
@@ -559,11 +560,11 @@ from minidiff.training.data import shuffled
 order = shuffled(len(known), 16, 0)  # step (0, 1, ...) -> the numbers of the pictures in its batch
 spoilt = known.clone()
 spoilt[order(6)[3]] /= 0
-spoilt_data = minidiff.datasets.InMemory(spoilt, data.labels, data.captions, data.classes)
+eight = torch.nn.functional.avg_pool2d(spoilt, 2)  # to the 8 pixels of the small network below
+spoilt_data = minidiff.datasets.InMemory(eight, data.labels, data.captions, data.classes)
 torch.manual_seed(0)
 network = minidiff.create_model("uvit_test", num_classes=len(data.classes))
 patient = minidiff.Diffusion(network, minidiff.schedules.cosine(), "v", shape=(3, 8, 8))
-spoilt_data.pictures = torch.nn.functional.avg_pool2d(spoilt, 2)  # to the 8 pixels of this small network
 try:
     minidiff.training.train(patient, spoilt_data, steps=20, batch_size=16, folder=home / "broken", progress=False)
 except FloatingPointError as error:
@@ -574,7 +575,7 @@ culprit = suspects[~spoilt[suspects].flatten(1).isfinite().all(1)]
 print(f"\nstep 7 read the pictures {suspects.tolist()}; not finite: {[Path(data.files[k]).name for k in culprit]}")
 
 # %% [markdown]
-# Nobody looked at the loss in step 7: that would have made a GPU wait in every step. The step was still not taken, and the weights are the last good ones. All gradients are NaN, so it was the data or the loss. Had it been a single layer, the message would have named that one. And because batches are a function of seed and step, you can ask which sixteen pictures those were.
+# Nobody looked at the loss in step 7, since looking makes a GPU wait. The step was still not taken, and the weights are the last good ones. All gradients are NaN, so the forward pass had gone wrong already, by its data or by a layer. Where only the backward pass overflows, in one layer, those after it keep finite gradients, and the message tells them apart. And as batches are a function of seed and step, you can ask which sixteen pictures those were.
 #
 # ## Give it away
 #
@@ -596,13 +597,13 @@ except ValueError as error:
     print(f"\n{str(error).replace(str(home), '')}")
 
 again = minidiff.from_pretrained(shared, device=run.device)
-both = [minidiff.sample(one, 2, y=[0, 1], steps=2, progress=False) for one in (again, history.ema)]
+both = [minidiff.sample(one, 2, y=[0, len(data.classes) - 1], steps=2, progress=False) for one in (again, history.ema)]
 assert torch.equal(*both) and str(home) not in (shared / "config.json").read_text(encoding="utf-8")
 
 # %% [markdown]
-# The path of your folder, planted as `source`, was taken out. `minidiff.sharing.push(shared, "you/my-emoji")` uploads the folder to the Hugging Face hub: private unless you say otherwise, and nothing that is not on its list. Before you make it public, ask whether the pictures were yours to give, and whether the model repeats them.
+# The path of your folder, planted as `source`, was taken out. `minidiff.sharing.push(shared, "you/my-emoji")` uploads the folder to the Hugging Face hub (after `hf auth login`): private unless you say otherwise, and nothing that is not on its list. Before you make it public, ask whether the pictures were yours to give, and if the model repeats them.
 #
-# Others may use diffusers. `export_diffusers` writes our DDPM U-Net as its `UNet2DModel`, with a scheduler. If diffusers is installed, walk the same path with both.
+# Others may use diffusers. `export_diffusers` writes our DDPM U-Net as its `UNet2DModel`, with a scheduler. If diffusers is installed, walk the same path with both; else the picture shows ours alone.
 
 # %%
 import importlib.util
@@ -614,7 +615,7 @@ print(*sorted(str(path.relative_to(moved)) for path in moved.rglob("*") if path.
 y = torch.tensor([0, 0, 1, 1, 2, 2], device=run.device) % len(data.classes)
 x = minidiff.seeded_noise([(3, k) for k in range(6)])(torch.empty(6, 3, 16, 16)).to(run.device)
 denoise, table = clip(minidiff.condition(history.ema.denoise, y)), history.ema.schedule
-ours = theirs = [*minidiff.samplers.ddim(denoise, table, x, minidiff.spacing(table, 20))][-1].x
+walks = {"minidiff": [*minidiff.samplers.ddim(denoise, table, x, minidiff.spacing(table, 20))][-1].x}
 if importlib.util.find_spec("diffusers") and run.tier != "smoke":
     from diffusers import DDIMScheduler, UNet2DModel
 
@@ -624,15 +625,16 @@ if importlib.util.find_spec("diffusers") and run.tier != "smoke":
     with torch.no_grad():
         for step in scheduler.timesteps:
             out = unet(x, step, class_labels=y).sample
-            theirs = x = scheduler.step(out, step, x, use_clipped_model_output=True).prev_sample
-    print(f"largest difference after 20 steps: {(ours - theirs).abs().max():.1e}")
-    assert torch.allclose(ours, theirs, atol=1e-3)
-plots.filmstrip(torch.stack([ours, theirs], dim=1).cpu(), rows=["minidiff", "diffusers"])
+            x = scheduler.step(out, step, x, use_clipped_model_output=True).prev_sample
+    walks["diffusers"] = x
+    print(f"largest difference after 20 steps: {(walks['minidiff'] - x).abs().max():.1e}")
+    assert torch.allclose(walks["minidiff"], x, atol=1e-3)
+plots.filmstrip(torch.stack([*walks.values()], dim=1).cpu(), rows=[*walks])
 
 # %% [markdown]
 # ## What people say, what you measured
 #
-# No paper this time, but sentences that you will hear in every laboratory.
+# No paper this time, but what you will hear in every laboratory.
 
 # %%
 uvit, big = facts["uvit_cifar10"], facts["ascend_t2i_128"]
@@ -657,7 +659,7 @@ Markdown("\n".join(["| what people say | what you measured |", "|---|---|", *(f"
 #
 # ## Exercises
 #
-# **1. Choose what you train on (a line).** `load_dataset("shards", keep=...)` asks a function about the metadata of each sample. Keep pictures whose shorter side has at least 256 pixels (`width`, `height`), and whose `similarity` to the caption is at least 0.28. Some have no `similarity`; keep these.
+# **1. Choose what you train on (a line).** `load_dataset("shards", keep=...)` asks a function about the metadata of each sample. `about` is a dict such as `{"width": 512, "height": 300, "similarity": 0.31}`. Keep pictures whose shorter side has at least 256 pixels, and whose `similarity` to the caption is at least 0.28. Some have no `similarity`; keep these.
 
 # %% tags=["exercise"] name="keep"
 def keep(about):
@@ -671,7 +673,7 @@ def keep(about):
 exercises.check_keep(keep)
 
 # %% [markdown]
-# **2. Make it fit.** A batch of `batch` pictures is to be trained on `gpus` GPUs with DDP, in `parts` passes each (`accumulate`). Write the smallest `parts` that fits. Each weight takes 20 bytes, each picture of a pass `per_picture` bytes. A batch must divide evenly among GPUs and passes. Return 0 if it cannot be done.
+# **2. Make it fit.** A batch of `batch` pictures is to be trained on `gpus` GPUs with DDP, in `parts` passes each (`accumulate`). Write the smallest `parts` that fits. Each of the `weights` weights takes 20 bytes, each picture of a pass `per_picture` bytes. A batch must divide evenly among GPUs and passes, as every pass is of the same size. Return 0 if it cannot be done.
 
 # %% tags=["exercise"] name="passes"
 def passes(memory, weights, per_picture, batch, gpus):
@@ -679,13 +681,13 @@ def passes(memory, weights, per_picture, batch, gpus):
     ...  # your code
 
 # %% [markdown]
-# Try it on `ascend_t2i_128` too, with a batch of 1,024.
+# Try it on `ascend_t2i_128` too: `passes(40e9, big[0], big[2][1], 1024, 8)` asks for eight GPUs of 40 GB, with checkpointing.
 
 # %%
 exercises.check_passes(passes)
 
 # %% [markdown]
-# **3. A recipe on your machine (a project).** A recipe with batch 1,024 is for a cluster. With a batch $k$ times smaller, keep the number of pictures the same, in the whole run and in the warm-up. The gradient is noisier, so Adam wants a smaller learning rate: divide it by $\sqrt k$, the usual rule for Adam (for plain gradient descent it would be $k$). The decay of the average counts steps as well: it should forget over as many pictures as before.
+# **3. A recipe on your machine (a project).** A recipe with batch 1,024 is for a cluster. With a batch $k$ times smaller ($k < 1$ for a larger one), keep the number of pictures the same, in the whole run and in the warm-up. The gradient is noisier, so Adam wants a smaller learning rate: divide it by $\sqrt k$, the usual rule for Adam (for plain gradient descent it would be $k$). The decay of the average counts steps as well: $k$ new steps should forget as much as one old step did.
 
 # %% tags=["exercise"] name="moved_to"
 def moved_to(recipe, batch_size):
@@ -699,14 +701,14 @@ def moved_to(recipe, batch_size):
 exercises.check_moved_to(moved_to)
 
 # %% [markdown]
-# Now the project. Fill a folder with two hundred of your own pictures, at 32 pixels if you have a GPU. Train once with a batch of 64 and once with the settings that `moved_to` gives for 16. Do the losses agree, drawn over pictures instead of steps? Look for memorised pictures, write the card, and send the folder to a friend, who should draw from it without asking you anything.
+# Now the project. Fill a folder with two hundred of your own pictures, and call `train.prepare` with it, with `size=32` if you have a GPU. Train once with a batch of 64 and once with the settings that `moved_to` gives for 16. Do the losses agree, drawn over pictures instead of steps? Look for memorised pictures, write the card, and send the folder to a friend, who should need no help to draw from it.
 #
 # ## What you learned
 #
 # - A folder is a data set. Look at what the network sees, and check it before the run, not during it.
 # - A run is a folder too. What is written whole can be killed at any time, and what is random by (seed, step) resumes exactly.
 # - Training takes 20 bytes a weight, and activations for each picture. Both can be counted before you rent anything.
-# - Accumulation trades nothing but patience, checkpointing operations, bf16 digits, FSDP messages. Sums stay in float32.
+# - Accumulation trades nothing but patience, checkpointing operations, bf16 digits, FSDP messages between GPUs. Sums stay in float32.
 # - Many processes train what one would, if the batch is divided and not multiplied.
 # - Share averages and a card, not checkpoints.
 #
