@@ -3,7 +3,7 @@
 #
 # After this notebook you can take a folder of your own pictures to a trained model that others can load, on the machine that you have, and say beforehand what a larger one would give you.
 #
-# Run time: about three minutes on a CPU with two idle cores; expect as long on a T4 or a big GPU, which trains for more steps. Nothing is downloaded.
+# Run time: about one minute on a CPU with two idle cores; expect three on a T4 or a big GPU, which trains for more steps. Nothing is downloaded.
 #
 # You will
 #
@@ -114,7 +114,7 @@ if __name__ == "__main__":
     for options in json.loads(sys.argv[1]):
         prepare(**options).run()
 ''')
-steps = budget("the run", smoke=12, cpu=480, gpu=4000, seconds_per_step=0.2)
+steps = budget("the run", smoke=12, cpu=480, gpu=4000, seconds_per_step=0.07)
 options = dict(pictures=str(pictures), folder=str(home / "run"), device=str(run.device), steps=steps, progress=False,
                batch_size=8 if run.tier == "smoke" else 32, lr=2e-3, warmup=steps // 10, ema=0.99, p_uncond=0.1,
                save_every=steps // 6, sample_every=steps // 6, log_every=max(1, steps // 60), seed=0,
