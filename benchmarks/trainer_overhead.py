@@ -83,8 +83,9 @@ def measure(name, blocks):
                 progress=False, on_step=on_step).run()  # fmt: skip
     ratios = sorted(one / other for one, other in zip(times["trainer"], times["bare"]))
     quartiles = statistics.quantiles(ratios, n=4)
-    result = {"bare_ms": 1e3 * statistics.median(times["bare"]), "trainer_ms": 1e3 * statistics.median(times["trainer"]),
-              "ratio": statistics.median(ratios), "quartiles": [quartiles[0], quartiles[2]], "blocks": len(ratios)}
+    bare_ms, trainer_ms = (1e3 * statistics.median(times[name]) for name in ("bare", "trainer"))
+    result = {"bare_ms": bare_ms, "trainer_ms": trainer_ms, "ratio": statistics.median(ratios),
+              "quartiles": [quartiles[0], quartiles[2]], "blocks": len(ratios)}  # fmt: skip
     return json.loads(json.dumps(result), parse_float=lambda number: round(float(number), 4))
 
 
