@@ -216,10 +216,16 @@ def test_two_processes_train_what_one_does(tmp_path):
     assert max((one[key] - two[key]).abs().max() for key in one) < 1e-5
 
 
+def hear_interrupts():
+    """What was started in the background, as these tests may have been, ignores Ctrl-C, and so do its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_a_run_that_is_stopped_says_how_to_go_on(tmp_path):
     words = [sys.executable, "-m", "minidiff", "train", "digits_tiny", "--smoke", "--steps", "1000000"]
     words += ["--save-every", "5", "--out", str(tmp_path / "run")]
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                               preexec_fn=hear_interrupts)  # fmt: skip
     for _ in range(600):
         if list((tmp_path / "run").glob("checkpoint-*.safetensors")):
             break

@@ -1,6 +1,8 @@
 """Pipelines: prompts and classes to pictures; the same ones in any batch and company, and clear words where not."""
 
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -205,7 +207,8 @@ def test_what_does_not_fit_into_memory_is_halved(pipe, monkeypatch):
         pipe("a", **QUICK)
 
 
-def test_progress(pipe, capsys):
+def test_progress(pipe, capsys, monkeypatch):
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)  # another test may have brought it
     pipe(PROMPTS, n=2, steps=3, batch_size=3)
     shown = capsys.readouterr().err
     assert "100%" in shown and "8/8" in shown
