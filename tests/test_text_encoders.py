@@ -250,7 +250,8 @@ def test_the_recipes_of_text_to_image(name, tmp_path, monkeypatch):
     train_weights.main()
     diffusion, words = from_pretrained(tmp_path / "weights"), text_encoder("words")
     network = diffusion.network
-    assert (network.text_dim, network.pooled_dim, diffusion.prediction) == (words.dim, words.pooled_dim, "v")
+    assert (network.text_dim, diffusion.prediction) == (words.dim, "v")
+    assert network.pooled_dim == (0 if name == "shapes-ascend" else words.pooled_dim)  # the recipe says why
     assert sum(weight.numel() for weight in network.parameters()) * 2 < 12_000_000
     card = json.loads((tmp_path / "weights" / "config.json").read_text())["card"]
     assert card["encoder"] == "words" and card["steps"] == 6
