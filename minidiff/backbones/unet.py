@@ -96,7 +96,8 @@ class UNet(nn.Module):
 
     def forward(self, x, time, y=None):
         check_halving(x, self.in_channels, self.divisor, time, y)
-        emb, text, mask = self.embed(time, y, x.dtype)  # (B or 1, 4 ch), (B, L, text_dim), (B, L)
+        emb = self.embed(time, y, x.dtype)  # (B or 1, 4 ch)
+        text, mask = self.words(y, x.dtype)  # (B, L, text_dim), (B, L)
         h = self.conv_in(fast_layout(x))
         kept = [h]
         for level, stage in enumerate(self.down):
@@ -115,16 +116,21 @@ class UNet(nn.Module):
         return self.conv_out(F.silu(self.norm_out(h))).contiguous()
 
     def embed(self, time, y, dtype):
-        """What every block is told: SiLU of time + label or pooled text; tokens and mask of the text, or None."""
+        """What every block is told: SiLU of time + label or pooled text."""
         features = timestep_embedding(time, self.ch).to(dtype)
-        emb, tokens, mask = self.time_dense1(F.silu(self.time_dense0(features))), None, None
+        emb = self.time_dense1(F.silu(self.time_dense0(features)))
         if self.label is not None:
             emb = emb + self.label(y)
-        if self.text_dim:
-            text = as_text(y, self.text_dim)
-            tokens, mask = null_for_empty(text, self.null_text)
-            tokens, emb = tokens.to(dtype), emb if self.pooled is None else self.pooled(emb, text)
-        return F.silu(emb), tokens, mask
+        if self.pooled is not None:
+            emb = self.pooled(emb, as_text(y, self.text_dim))
+        return F.silu(emb)
+
+    def words(self, y, dtype):
+        """Tokens and mask of the text that blocks with attention ask, or None twice."""
+        if not self.text_dim:
+            return None, None
+        tokens, mask = null_for_empty(as_text(y, self.text_dim), self.null_text)
+        return tokens.to(dtype), mask
 
     def null(self, y):
         """The condition of the shape of y that means 'none': the null label, or a text of no token."""
