@@ -48,6 +48,9 @@ def main(argv=None):
         return 0
     except KeyboardInterrupt:
         return _stopped(argv)
+    except BrokenPipeError:  # `minidiff recipes | head` has read enough; nor should Python complain at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except MISTAKES as error:
         if os.environ.get("MINIDIFF_DEBUG") == "1":
             raise

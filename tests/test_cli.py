@@ -216,6 +216,13 @@ def test_two_processes_train_what_one_does(tmp_path):
     assert max((one[key] - two[key]).abs().max() for key in one) < 1e-5
 
 
+def test_a_reader_who_has_read_enough_is_no_mistake():
+    listing = subprocess.Popen([sys.executable, "-m", "minidiff", "train", "ascend_t2i_128", "--show"],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    listing.stdout.close()
+    assert listing.stderr.read() == "" and listing.wait() == 0
+
+
 def hear_interrupts():
     """What was started in the background, as these tests may have been, ignores Ctrl-C, and so do its children."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
