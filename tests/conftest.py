@@ -26,3 +26,23 @@ def own_cache(tmp_path_factory):
 def root():
     """The folder of the repository."""
     return ROOT
+
+
+@pytest.fixture(scope="module")
+def solved(request):
+    """The names that the solutions of notebook NN define, for test_checks_NN.py; its GIVEN is what the notebook has."""
+    (solutions,) = (ROOT / "notebooks" / "solutions").glob(f"{request.module.__name__[-2:]}_*.py")
+    space = dict(request.module.GIVEN)
+    exec(solutions.read_text(encoding="utf-8"), space)
+    return space
+
+
+@pytest.fixture(scope="module")
+def digits_run(tmp_path_factory):
+    """The folder of a run of the command line: digits, 8 pixels, with labels."""
+    from minidiff import cli
+
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    options = ["--data", "digits", "--labels", "--steps", "4", "--batch-size", "8", "--no-progress"]
+    assert cli.main(["train", "ddpm_test", *options, "--p-uncond", "0.2", "--out", str(folder)]) == 0
+    return folder

@@ -26,6 +26,15 @@ def test_a_run_is_recorded_and_not_made_twice(root, tmp_path):
     assert "wrote" in first.stdout and "is there already" in second.stdout
 
 
+def test_a_run_that_listens_is_recorded(root, tmp_path):
+    command = [sys.executable, root / "tools" / "text_runs.py", "words", "pooled", "--smoke", "--tier", "cpu"]
+    done = subprocess.run([*command, "--out", tmp_path], capture_output=True, text=True, check=True)
+    record = json.loads((tmp_path / "words" / "cpu" / "pooled.json").read_text())
+    assert record["told"] == "pooled" and set(record["accuracy"]) == {"seen", "held_out"}
+    assert set(record["worth"]) == {"colour", "shape", "size", "relation", "all", "right", "times"}
+    assert (tmp_path / "words" / "cpu" / "pooled.png").exists() and "right in all" in done.stdout
+
+
 def test_unknown_names_are_refused(root):
     for names, says in ((["uvits"], "unknown experiment 'uvits'"), (["uvit", "concad"], "unknown run 'concad'")):
         done = subprocess.run([sys.executable, root / "tools" / "ablation.py", *names], capture_output=True, text=True)

@@ -8,30 +8,12 @@ import sys
 import time
 
 import pytest
-import torch
+from averages import equal, weights
 
 from minidiff import cli
 from minidiff.commands import train
 from minidiff.commands.options import Train, read_pairs
-from minidiff.training import Trainer, read_averaged
-
-
-def weights(folder):
-    return read_averaged(folder)[0]
-
-
-def equal(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """The folder of a run: digits, 8 pixels, with labels."""
-    folder = tmp_path_factory.mktemp("runs") / "digits"
-    options = ["--data", "digits", "--labels", "--steps", "4", "--batch-size", "8", "--no-progress"]
-    assert cli.main(["train", "ddpm_test", *options, "--p-uncond", "0.2", "--out", str(folder)]) == 0
-    return folder
-
+from minidiff.training import Trainer
 
 # --- the words ------------------------------------------------------------------------------------------------------
 
@@ -163,22 +145,22 @@ def test_recipes_are_listed(capsys):
 # --- training -------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_is_repeated_from_its_config(run, tmp_path):
-    config = json.loads((run / "config.json").read_text())
+def test_a_run_is_repeated_from_its_config(digits_run, tmp_path):
+    config = json.loads((digits_run / "config.json").read_text())
     assert config["arguments"]["num_classes"] == 10 and config["arguments"]["in_channels"] == 1
     assert config["data"] == "digits" and "out" not in config and config["p_uncond"] == 0.2
-    assert cli.main(["train", "--config", str(run / "config.json"), "--out", str(tmp_path / "again")]) == 0
-    assert equal(weights(run), weights(tmp_path / "again"))
+    assert cli.main(["train", "--config", str(digits_run / "config.json"), "--out", str(tmp_path / "again")]) == 0
+    assert equal(weights(digits_run), weights(tmp_path / "again"))
     assert json.loads((tmp_path / "again" / "config.json").read_text()) == config
     (tmp_path / "edited.json").write_text(json.dumps(config | {"seed": 1}))
     assert cli.main(["train", "--config", str(tmp_path / "edited.json"), "--out", str(tmp_path / "edited")]) == 0
-    assert not equal(weights(run), weights(tmp_path / "edited"))
+    assert not equal(weights(digits_run), weights(tmp_path / "edited"))
 
 
-def test_a_repetition_has_a_folder_of_its_own(run):
-    file = str(run / "config.json")
+def test_a_repetition_has_a_folder_of_its_own(digits_run):
+    file = str(digits_run / "config.json")
     places = [train.parse(["--config", file, *more])[0].out for more in ([], [], ["--lr", "1"])]
-    assert places[0] == places[1] != places[2] and str(run) not in places
+    assert places[0] == places[1] != places[2] and str(digits_run) not in places
 
 
 @pytest.mark.parametrize(("change", "said"), [
@@ -186,8 +168,8 @@ def test_a_repetition_has_a_folder_of_its_own(run):
     ({"steps": "many"}, "steps='many', expected int"), ({"lr": None}, "lr=None, expected float"),
     ({"flip": 1}, "flip=1"), ({"betas": [0.9, "x"]}, "betas"), ({"decay": "cubic"}, "decay='cubic'"),
 ])  # fmt: skip
-def test_an_edited_config_is_checked(run, tmp_path, change, said):
-    config = json.loads((run / "config.json").read_text())
+def test_an_edited_config_is_checked(digits_run, tmp_path, change, said):
+    config = json.loads((digits_run / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(ValueError, match=said):
         train.from_config(tmp_path / "config.json")
@@ -196,12 +178,13 @@ def test_an_edited_config_is_checked(run, tmp_path, change, said):
         train.from_config(tmp_path / "config.json")
 
 
-def test_another_run_in_the_same_folder_leaves_it_alone(run, capsys):
-    before = (run / "config.json").read_text()
-    words = ["train", "--config", str(run / "config.json"), "--lr", "0.5", "--out", str(run)]
+def test_another_run_in_the_same_folder_leaves_it_alone(digits_run, capsys):
+    before = (digits_run / "config.json").read_text()
+    words = ["train", "--config", str(digits_run / "config.json"), "--lr", "0.5", "--out", str(digits_run)]
     assert cli.main(words) == 2
-    assert "--resume changed" in capsys.readouterr().err and (run / "config.json").read_text() == before
-    assert cli.main(["train", "--config", str(run / "config.json"), "--out", str(run)]) == 0  # it is at its end
+    assert "--resume changed" in capsys.readouterr().err and (digits_run / "config.json").read_text() == before
+    words = ["train", "--config", str(digits_run / "config.json"), "--out", str(digits_run)]
+    assert cli.main(words) == 0  # it is at its end
 
 
 def test_two_processes_train_what_one_does(tmp_path):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from averages import equal, weights
 from PIL import Image
 
 from minidiff import cli, from_pretrained, load_dataset
@@ -11,25 +12,6 @@ from minidiff.commands import data, evaluate, export, models, sample, train
 from minidiff.commands.options import Evaluate, Export, Sample
 from minidiff.datasets import write_shards
 from minidiff.safe_files import read_tensors
-from minidiff.training import read_averaged
-
-
-def weights(folder):
-    return read_averaged(folder)[0]
-
-
-def equal(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """The folder of a run: digits, 8 pixels, with labels."""
-    folder = tmp_path_factory.mktemp("runs") / "digits"
-    options = ["--data", "digits", "--labels", "--steps", "4", "--batch-size", "8", "--no-progress"]
-    assert cli.main(["train", "ddpm_test", *options, "--p-uncond", "0.2", "--out", str(folder)]) == 0
-    return folder
-
 
 # --- data -------------------------------------------------------------------------------------------------------------
 
@@ -72,8 +54,9 @@ def test_the_network_is_fitted_to_the_data():
 # --- sample, evaluate, export ---------------------------------------------------------------------------------------
 
 
-def test_pictures_of_a_run(run, tmp_path):
-    common = ["sample", str(run), "--num", "5", "--steps", "2", "--no-progress", "--label", "seven", "3", "--out"]
+def test_pictures_of_a_run(digits_run, tmp_path):
+    common = ["sample", str(digits_run), "--num", "5", "--steps", "2", "--no-progress"]
+    common += ["--label", "seven", "3", "--out"]
     assert cli.main([*common, str(tmp_path / "sheet.png")]) == 0 and Image.open(tmp_path / "sheet.png").width > 16
     assert cli.main([*common, str(tmp_path / "folder")]) == 0
     assert [file.name for file in sorted((tmp_path / "folder").iterdir())] == [f"{i:05d}.png" for i in range(5)]
@@ -81,7 +64,7 @@ def test_pictures_of_a_run(run, tmp_path):
     assert cli.main([*common, str(tmp_path / "numbers.safetensors")]) == 0
     drawn = read_tensors(tmp_path / "numbers.safetensors")[0]["samples"]
     assert drawn.shape == (5, 1, 8, 8)
-    opened = models.open_model([str(run)], "sample")
+    opened = models.open_model([str(digits_run)], "sample")
     assert sample.wanted(opened, Sample(num=5, label=("seven", "3"))) == [7, 3, 7, 3, 7]
     assert sample.wanted(opened, Sample(num=12))[-2:] == [0, 1]
 
@@ -116,17 +99,17 @@ def test_latents_become_numbers(tmp_path, capsys):
     assert read_tensors(tmp_path / "a.safetensors")[0]["samples"].shape == (2, 4, 8, 8)
 
 
-def test_measures_of_a_run(run, capsys):
-    words = ["evaluate", str(run), "--num", "12", "--steps", "2", "--levels", "0.2", "0.9", "--no-progress"]
+def test_measures_of_a_run(digits_run, capsys):
+    words = ["evaluate", str(digits_run), "--num", "12", "--steps", "2", "--levels", "0.2", "0.9", "--no-progress"]
     assert cli.main(words) == 0
-    found = json.loads((run / "evaluation.json").read_text())
+    found = json.loads((digits_run / "evaluation.json").read_text())
     assert list(found["loss"]) == ["0.2", "0.9"] and found["pictures"] == 12 and found["data"] == "digits"
     assert set(found["distances"]) == {"Fréchet distance (digits)", "Kernel distance (digits)"}
     assert "12 against 12 pictures" in capsys.readouterr().out
 
 
-def test_the_loss_is_that_of_held_out_pictures_with_the_averaged_weights(run):
-    opened = models.open_model([str(run)], "evaluate")
+def test_the_loss_is_that_of_held_out_pictures_with_the_averaged_weights(digits_run):
+    opened = models.open_model([str(digits_run)], "evaluate")
     options = Evaluate(num=20, levels=(0.5,), features="none", progress=False)
     found = evaluate.evaluate(opened, options)["loss"]["0.5"]
     dataset, name = opened.data(options)
@@ -137,7 +120,7 @@ def test_the_loss_is_that_of_held_out_pictures_with_the_averaged_weights(run):
         losses = opened.diffusion.loss(images, labels, t=torch.full((20,), 0.5), eps=eps)
     assert found[0] == pytest.approx(losses.mean().item(), abs=1e-5)
     assert found[1] == pytest.approx(losses.std().item() / 20**0.5, abs=1e-5)
-    assert equal({key: value for key, value in opened.diffusion.state_dict().items()}, weights(run))
+    assert equal({key: value for key, value in opened.diffusion.state_dict().items()}, weights(digits_run))
 
 
 def test_the_oracle_reads_what_was_asked_for():
@@ -161,10 +144,10 @@ def test_inception_is_never_fetched_in_silence(tmp_path, monkeypatch):
         evaluate.inception(False, "cpu")
 
 
-def test_a_run_becomes_a_pretrained_model(run, tmp_path):
-    assert cli.main(["export", str(run), "--out", str(tmp_path / "model"), "--card", "--dtype", "float16"]) == 0
+def test_a_run_becomes_a_pretrained_model(digits_run, tmp_path):
+    assert cli.main(["export", str(digits_run), "--out", str(tmp_path / "model"), "--card", "--dtype", "float16"]) == 0
     diffusion = from_pretrained(tmp_path / "model")
-    average = weights(run)
+    average = weights(digits_run)
     assert all(torch.allclose(value, average[key], atol=1e-3) for key, value in diffusion.state_dict().items())
     card = json.loads((tmp_path / "model" / "config.json").read_text())["card"]
     assert card["steps"] == 4 and card["dataset"]["name"] == "digits" and card["training"]["batch_size"] == 8
@@ -175,12 +158,12 @@ def test_a_run_becomes_a_pretrained_model(run, tmp_path):
         export.export(opened, Export(out=str(tmp_path / "model")))
 
 
-def test_a_run_goes_to_diffusers_and_to_the_hub(run, tmp_path, monkeypatch):
-    assert cli.main(["export", str(run), "--out", str(tmp_path / "diffusers"), "--to", "diffusers"]) == 0
+def test_a_run_goes_to_diffusers_and_to_the_hub(digits_run, tmp_path, monkeypatch):
+    assert cli.main(["export", str(digits_run), "--out", str(tmp_path / "diffusers"), "--to", "diffusers"]) == 0
     assert (tmp_path / "diffusers" / "unet" / "config.json").is_file()
     pushed = []
     monkeypatch.setattr("minidiff.sharing.push", lambda folder, repo: pushed.append((folder, repo)))
-    assert cli.main(["export", str(run), "--out", str(tmp_path / "shared"), "--push", "me/digits"]) == 0
+    assert cli.main(["export", str(digits_run), "--out", str(tmp_path / "shared"), "--push", "me/digits"]) == 0
     assert pushed == [(tmp_path / "shared", "me/digits")] and (tmp_path / "shared" / "README.md").is_file()
 
 

@@ -72,19 +72,29 @@ EXPERIMENTS = {
 
 def main():
     """Make all runs of an experiment, or those that are named."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("experiment", help=", ".join(EXPERIMENTS))
+    record_runs(__doc__, EXPERIMENTS, TIERS, run, lambda record: (
+        f"held-out loss {record['held_out']['mean']:.4f}, {record['distances']['frechet']['text']}"))
+
+
+def record_runs(about, experiments, tiers, run, result):
+    """The command line of a tool that records runs: it makes those that are asked for and not there yet.
+
+    about: the tool's docstring; run(experiment, name, *experiments[experiment][name], arguments) -> (record, pictures);
+    result(record): what is said of a run that is done.
+    """
+    parser = argparse.ArgumentParser(description=about.split("\n")[0])
+    parser.add_argument("experiment", help=", ".join(experiments))
     parser.add_argument("runs", nargs="*", help="default: all of them")
-    parser.add_argument("--tier", choices=TIERS, default="gpu" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--tier", choices=tiers, default="gpu" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=type(data_folder()), default=data_folder() / "results")
     parser.add_argument("--smoke", action="store_true", help="a few steps and pictures, to test all this")
     arguments = parser.parse_args()
-    if arguments.experiment not in EXPERIMENTS:
-        parser.error(str(unknown_name("experiment", arguments.experiment, EXPERIMENTS)))
-    runs = EXPERIMENTS[arguments.experiment]
+    if arguments.experiment not in experiments:
+        parser.error(str(unknown_name("experiment", arguments.experiment, experiments)))
+    runs = experiments[arguments.experiment]
     for name in arguments.runs:
         if name not in runs:
             parser.error(str(unknown_name("run", name, runs)))
@@ -100,7 +110,7 @@ def main():
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(strip(samples[:SHOWN])).save(path.with_suffix(".png"), optimize=True)
         write_text(path, json.dumps(record, indent=1) + "\n")
-        print(f"wrote {path}: held-out loss {record['held_out']['mean']:.4f}, {record['distances']['frechet']['text']}")
+        print(f"wrote {path}: {result(record)}")
 
 
 def run(experiment, name, model, overrides, arguments):

@@ -9,21 +9,16 @@ data/results/EXPERIMENT/TIER/RUN.json with a strip of its last pictures, as tool
 minidiff.course.recorded. Runs that are recorded are skipped, interrupted ones go on.
 """
 
-import argparse
-import json
 import platform
 import time
 
 import torch
-from ablation import curve, strip
-from PIL import Image
+from ablation import SHOWN, TIMES, curve, record_runs
 
 from minidiff import Diffusion, Text, create_model, load_dataset, sample, schedules, summary
 from minidiff.datasets.shapes import COLOURS, RELATIONS, SHAPES, describe, parse
-from minidiff.errors import unknown_name
-from minidiff.files import cache_folder, data_folder
+from minidiff.files import cache_folder
 from minidiff.metrics import oracle_accuracy
-from minidiff.safe_files import write_text
 from minidiff.text import text_encoder
 from minidiff.training import read_log, train
 
@@ -33,8 +28,6 @@ TIERS = {
 }
 TRAINING = dict(lr=1e-3, warmup=100, ema=0.998, p_uncond=0.1)
 SAMPLING = dict(sampler="dpmpp_2m", steps=20, guidance=3.0, seed=1)
-SHOWN = 32  # of the pictures are kept
-TIMES = [(i + 0.5) / 10 for i in range(10)]  # where it is measured what a word is worth
 TEXT = dict(text_dim=128, pooled_dim=384)
 PLAIN = TEXT | dict(dwconv=False, rearrange_first=False)  # IU-ViT without what makes it more than U-ViT
 
@@ -56,36 +49,9 @@ EXPERIMENTS = {
 
 def main():
     """Make all runs of an experiment, or those that are named."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("experiment", help=", ".join(EXPERIMENTS))
-    parser.add_argument("runs", nargs="*", help="default: all of them")
-    parser.add_argument("--tier", choices=TIERS, default="gpu" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=type(data_folder()), default=data_folder() / "results")
-    parser.add_argument("--smoke", action="store_true", help="a few steps and pictures, to test all this")
-    arguments = parser.parse_args()
-    if arguments.experiment not in EXPERIMENTS:
-        parser.error(str(unknown_name("experiment", arguments.experiment, EXPERIMENTS)))
-    runs = EXPERIMENTS[arguments.experiment]
-    for name in arguments.runs:
-        if name not in runs:
-            parser.error(str(unknown_name("run", name, runs)))
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    for name in arguments.runs or runs:
-        seed = f"-seed{arguments.seed}" * bool(arguments.seed)
-        path = arguments.out / arguments.experiment / arguments.tier / f"{name}{seed}.json"
-        if path.exists():
-            print(f"{path} is there already")
-            continue
-        record, pictures = run(arguments.experiment, name, *runs[name], arguments)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(strip(pictures[:SHOWN])).save(path.with_suffix(".png"), optimize=True)
-        write_text(path, json.dumps(record, indent=1) + "\n")
-        print(f"wrote {path}: right in all {record['accuracy']['seen']['all']:.3f}, "
-              f"with held-out pairs {record['accuracy']['held_out']['all']:.3f}")
+    record_runs(__doc__, EXPERIMENTS, TIERS, run, lambda record: (
+        f"right in all {record['accuracy']['seen']['all']:.3f}, "
+        f"with held-out pairs {record['accuracy']['held_out']['all']:.3f}"))
 
 
 def run(experiment, name, model, overrides, told, arguments):
