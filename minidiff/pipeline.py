@@ -22,7 +22,7 @@ from minidiff.drawing import draw
 from minidiff.errors import check_whole, unknown_name
 from minidiff.images import pixels
 from minidiff.layers import Text
-from minidiff.text import ENCODERS, check_prompts, text_encoder
+from minidiff.text import ENCODERS, check_prompts, padded, text_encoder
 
 OUTPUTS = ("pil", "tensor")
 
@@ -105,8 +105,6 @@ class TextToImage:
 
     def _encode(self, prompts, negatives):
         """(Text of some pictures' prompts, Text of their negative ones or None), equally long, on the device."""
-        from minidiff.training.data import padded  # here: training is many files
-
         texts = [self._text(part) for part in (prompts, negatives) if part is not None]
         longest = max(text.tokens.shape[1] for text in texts)
         places = getattr(self.diffusion.network, "num_text_tokens", None) or longest
@@ -163,13 +161,7 @@ class ClassToImage:
         self.diffusion.to(device)
         return self
 
-    def enable_compile(self, **options):
-        """Compile the network at its next call, which takes a minute; returns the pipeline.
-
-        options: those of torch.compile. For many pictures on a GPU: on a CPU small networks become slower.
-        """
-        self.diffusion.network.compile(**options)
-        return self
+    enable_compile = TextToImage.enable_compile
 
     def __call__(
         self, labels, n=4, *, guidance=3.0, steps=50, sampler="ddim", seed=0, negative=None, batch_size=None,

@@ -223,3 +223,23 @@ def text_encoder(name="words", *, folder=None, download=False, device=None, leng
 
 def _short(text, most=80):
     return text if len(text) <= most else text[:most - 3] + "..."
+
+
+def collate_texts(texts):
+    """Texts without a batch axis, of any lengths, as one Text, padded to a multiple of 16 tokens."""
+    longest = -(-max(len(text.tokens) for text in texts) // 16) * 16
+    tokens = torch.zeros(len(texts), max(longest, 1), texts[0].tokens.shape[-1])
+    mask = torch.zeros(tokens.shape[:2], dtype=torch.bool)
+    for row, text in enumerate(texts):
+        tokens[row, :len(text.tokens)] = text.tokens
+        mask[row, :len(text.tokens)] = True if text.mask is None else text.mask
+    pooled = None if texts[0].pooled is None else torch.stack([text.pooled.float() for text in texts])
+    return Text(tokens, mask, pooled)
+
+
+def padded(text, length):
+    """The text with `length` places, for networks with positions for so many; longer ones lose their end."""
+    tokens, missing = text.tokens[:, :length], max(length - text.tokens.shape[1], 0)
+    mask = tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if text.mask is None else text.mask[:, :length]
+    pad = nn.functional.pad
+    return Text(pad(tokens, (0, 0, 0, missing)), pad(mask, (0, missing)), text.pooled)

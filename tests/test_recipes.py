@@ -13,8 +13,8 @@ from minidiff.official.loading import released
 from minidiff.recipes import RECIPES, process, recipe
 from minidiff.samplers import SAMPLERS
 from minidiff.schedules import make_schedule
+from minidiff.text import padded
 from minidiff.training import Trainer
-from minidiff.training.data import padded
 
 # of the sweeps over sizes and patches, one each is enough
 SMOKE = [name for name in RECIPES if not name.startswith(("dit_", "sit_"))] + ["dit_xl_2", "sit_b_4"]

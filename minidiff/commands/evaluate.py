@@ -76,7 +76,7 @@ def conditions(opened, labels, captions):
     """What the model is told of each picture, on its device."""
     from minidiff.commands.data import load_encoder
     from minidiff.layers import Text
-    from minidiff.training.data import collate_texts, padded
+    from minidiff.text import collate_texts, padded
 
     network, device = opened.diffusion.network, opened.diffusion.device
     if getattr(network, "num_classes", 0):

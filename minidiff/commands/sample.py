@@ -90,7 +90,7 @@ def number_of(label, classes, opened, options):
 def encoded(opened, options):
     """The prompts as one Text, in turn for all pictures."""
     from minidiff.commands.data import load_encoder
-    from minidiff.training.data import padded
+    from minidiff.text import padded
 
     diffusion, name = opened.diffusion, options.encoder or opened.card.get("encoder")
     if not options.prompt:

@@ -13,6 +13,7 @@ import torch
 
 from minidiff.datasets.record import to_float
 from minidiff.layers import Text
+from minidiff.text import collate_texts, padded
 
 TABLE = 2**28  # numbers: the encoded captions of a data set in memory are kept on the device up to this many
 
@@ -107,26 +108,6 @@ class _Condition:
             text = self.encode(list(captions))
         text = Text(*(None if part is None else to_device(part, self.device) for part in text))
         return text if self.length is None else padded(text, self.length)
-
-
-def collate_texts(texts):
-    """Texts without a batch axis, of any lengths, as one Text, padded to a multiple of 16 tokens."""
-    longest = -(-max(len(text.tokens) for text in texts) // 16) * 16
-    tokens = torch.zeros(len(texts), max(longest, 1), texts[0].tokens.shape[-1])
-    mask = torch.zeros(tokens.shape[:2], dtype=torch.bool)
-    for row, text in enumerate(texts):
-        tokens[row, :len(text.tokens)] = text.tokens
-        mask[row, :len(text.tokens)] = True if text.mask is None else text.mask
-    pooled = None if texts[0].pooled is None else torch.stack([text.pooled.float() for text in texts])
-    return Text(tokens, mask, pooled)
-
-
-def padded(text, length):
-    """The text with `length` places, for networks with positions for so many; longer ones lose their end."""
-    tokens, missing = text.tokens[:, :length], max(length - text.tokens.shape[1], 0)
-    mask = tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if text.mask is None else text.mask[:, :length]
-    pad = torch.nn.functional.pad
-    return Text(pad(tokens, (0, 0, 0, missing)), pad(mask, (0, missing)), text.pooled)
 
 
 def to_device(tensor, device):
