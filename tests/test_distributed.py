@@ -4,12 +4,14 @@ This file is also the run itself: `torchrun --nproc-per-node 2 tests/test_distri
 of RUNS with these names one after another, each in a folder of its name; a launch takes 8 s, which they share.
 """
 
+import fcntl
 import functools
 import json
 import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -207,7 +209,9 @@ def launch(*command, timeout=300):
     """(exit code, output) of two processes with this command line."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *command]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
+    with open(Path(tempfile.gettempdir()) / "minidiff-torchrun.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two launches at once, by two workers of pytest, may choose the same port
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
     return done.returncode, done.stdout + done.stderr
 
 
