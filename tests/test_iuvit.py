@@ -10,7 +10,7 @@ from minidiff.guidance import join
 from minidiff.layers import Text
 
 TEXT = dict(text_dim=6, pooled_dim=4)
-BOTH = pytest.mark.parametrize("text_attention", ["cross", "joint"])
+EACH = pytest.mark.parametrize("text_attention", ["cross", "joint", "tokens"])
 
 
 def network_of(**overrides):
@@ -38,7 +38,8 @@ def test_all_published_sizes_have_256_patches():
 @pytest.mark.parametrize(
     "overrides",
     [dict(dwconv=a, rearrange_first=b) for a in (False, True) for b in (False, True)]
-    + [dict(num_classes=3), TEXT, dict(TEXT, text_attention="joint"), dict(text_dim=6)],
+    + [dict(num_classes=3), TEXT, dict(TEXT, text_attention="joint"),
+       dict(TEXT, text_attention="tokens"), dict(text_dim=6)],
     ids=str,
 )
 def test_switches(overrides):
@@ -94,7 +95,7 @@ def test_the_head_mixes_patches():
     network_of(img_size=10, patch_size=5, rearrange_first=False)
 
 
-@BOTH
+@EACH
 def test_padding_changes_nothing_and_no_text_is_finite(text_attention):
     network, (x, time), y = network_of(text_attention=text_attention, **TEXT), inputs(), text()
     out = network(x, time, y)
@@ -110,7 +111,7 @@ def test_padding_changes_nothing_and_no_text_is_finite(text_attention):
     torch.testing.assert_close(network(x, time, everything), network(x, time, y._replace(mask=None)))
 
 
-@BOTH
+@EACH
 def test_null(text_attention):
     network, (x, time), y = network_of(text_attention=text_attention, **TEXT), inputs(), text()
     null = network.null(y)
@@ -126,13 +127,13 @@ def test_null(text_attention):
         network_of().null(torch.tensor([0]))
 
 
-def test_both_ways_have_the_same_number_of_weights_at_another_mlp_ratio():
+def test_all_ways_have_the_same_number_of_weights_at_another_mlp_ratio():
     with torch.device("meta"):
-        cross, joint = (
+        cross, joint, tokens = (
             sum(part.numel() for part in create_model("iuvit_t2i_64", **arguments).parameters())
-            for arguments in ({}, dict(text_attention="joint", mlp_ratio=5.0))
+            for arguments in ({}, dict(text_attention="joint", mlp_ratio=5), dict(text_attention="tokens", mlp_ratio=6))
         )
-    assert joint == pytest.approx(cross, rel=0.001)
+    assert joint == pytest.approx(cross, rel=0.002) and tokens == pytest.approx(cross, rel=0.002)
 
 
 def test_pooled_text_counts():
@@ -156,7 +157,7 @@ def test_errors():
             network_of(**TEXT)(*inputs(), text()._replace(pooled=pooled))
 
 
-@BOTH
+@EACH
 def test_attention_maps(text_attention):
     network, (x, time), y = network_of(text_attention=text_attention, **TEXT), inputs(), text()
     with torch.no_grad():
@@ -171,5 +172,6 @@ def test_attention_maps(text_attention):
         assert weights.shape == (3, 2, 17, 5) and (weights[1, ..., 1:] == 0).all()
     else:
         (weights,) = maps["mid_block.attn"]
-        assert weights.shape == (3, 2, 17, 22) and (weights[1, ..., 1:5] == 0).all()
+        asking = 17 if text_attention == "joint" else 22
+        assert weights.shape == (3, 2, asking, 22) and (weights[1, ..., 1:5] == 0).all()
     assert (weights[0, ..., 0] > 0).all() and (weights[0, ..., 1:5] == 0).all()  # no text: one null token

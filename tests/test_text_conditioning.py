@@ -14,6 +14,7 @@ CASES = {
     "uvit, adaln": ("uvit_test", dict(num_text_tokens=7, time_as="adaln")),
     "iuvit": ("iuvit_test", {}),
     "iuvit, joint": ("iuvit_test", dict(text_attention="joint")),
+    "iuvit, tokens": ("iuvit_test", dict(text_attention="tokens")),
     "ascend": ("ascend_test", {}),
     "ascend, joint": ("ascend_test", dict(text_attention="joint", attn_resolutions=(8, 4))),
     "ascend, residual": ("ascend_test", dict(encoder="residual")),
@@ -182,7 +183,7 @@ def idle(network, case, y):
 
 POOLED = {  # what only the pooled vector reaches
     "adm": {"pooled_embed.weight", "pooled_embed.bias"}, "ddpm": {"pooled.weight"},
-    "iuvit": set(), "iuvit, joint": set(),  # there a missing one is zeros
+    "iuvit": set(), "iuvit, joint": set(), "iuvit, tokens": set(),  # there a missing one is zeros
 }  # fmt: skip
 
 

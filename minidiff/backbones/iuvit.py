@@ -5,7 +5,8 @@
    convolution makes the colours. U-ViT's linear map to p * p * 3 numbers comes first and forgets the rest.
 
 `dwconv` and `rearrange_first` switch them one by one; with both off this is a U-ViT. With text, every block attends to
-the image and then to the text; `text_attention="joint"` gives GLIDE's single attention over both, for comparison.
+the image and then to the text. Two other ways are there for comparison: `text_attention="joint"` is GLIDE's single
+attention over both, and "tokens" is U-ViT's, where the words are a part of the sequence and ask, too.
 
 No code or weights were published. What the paper leaves open is decided here, so that the parameter counts agree with
 the 45, 45, 442, 527 (935 the wide one) and 307 million that it prints:
@@ -14,7 +15,8 @@ the 45, 45, 442, 527 (935 the wide one) and 307 million that it prints:
   these two start as PyTorch draws them, since weights of 0.02 would leave a narrow network deaf to the time;
 - the FFN is Linear, GELU, LayerNorm, convolution, GELU, LayerNorm, Linear, without a shortcut inside. Both norms are
   without scale and shift, which the layers after them can learn; with them the wide model would have 936 million;
-- the time (and label) token passes the convolution as it is;
+- the tokens of time, label and (with "tokens") text pass the convolution as they are;
+- with "tokens" the text stands first and gets no position, which our text encoders have put into it; padding is masked;
 - q, k and v have no biases; labels are a token, and text tokens of width 1024 go through a linear map, as in U-ViT;
 - a picture without text attends to one learned token, `null_text`, and its pooled vector is zero.
 """
@@ -45,7 +47,7 @@ from minidiff.layers import (
     unpatchify,
 )
 
-TEXT_ATTENTIONS = ("cross", "joint")
+TEXT_ATTENTIONS = ("cross", "joint", "tokens")
 
 
 class IUViT(nn.Module):
@@ -55,7 +57,8 @@ class IUViT(nn.Module):
     dwconv, rearrange_first: the two changes to U-ViT. patch_size^2 must divide embed_dim for the second.
     num_classes: y is labels (B,) from 0, num_classes itself for 'none'.
     text_dim: y is Text with tokens (B, L, text_dim), L of any size, or the bare tokens; pooled_dim: the width of
-    y.pooled, a missing one is zeros. text_attention: "cross" or "joint", whose weights are as many with mlp_ratio + 1.
+    y.pooled, a missing one is zeros. text_attention: "cross", "joint" or "tokens"; where cross has a layer more, the
+    others have as many weights with mlp_ratio + 1 ("joint") or + 2 ("tokens").
     `network.checkpoint = True` spares memory in training, see layers.run.
     Raises ValueError for an unknown choice and for sizes that do not fit together.
     """
@@ -73,7 +76,7 @@ class IUViT(nn.Module):
         if text_attention not in TEXT_ATTENTIONS:
             raise unknown_name("text_attention", text_attention, TEXT_ATTENTIONS)
         self.shape, self.embed_dim, self.num_classes = (in_channels, img_size, img_size), embed_dim, num_classes
-        self.text_dim, self.pooled_dim = text_dim, pooled_dim
+        self.text_dim, self.pooled_dim, self.text_attention = text_dim, pooled_dim, text_attention
         self.extras, grid = 1 + bool(num_classes), img_size // patch_size
 
         self.patch_embed = nn.Conv2d(in_channels, embed_dim, patch_size, stride=patch_size)
@@ -84,7 +87,7 @@ class IUViT(nn.Module):
 
         def block(concat):
             hidden = int(embed_dim * mlp_ratio)
-            ffn = DWConvFFN(embed_dim, hidden, self.extras, grid) if dwconv else Mlp(embed_dim, hidden)
+            ffn = DWConvFFN(embed_dim, hidden, grid) if dwconv else Mlp(embed_dim, hidden)
             return Block(embed_dim, num_heads, qkv_bias, ffn, concat, text_attention if text_dim else None)
 
         self.in_blocks = nn.ModuleList(block(False) for _ in range(depth // 2))
@@ -110,6 +113,9 @@ class IUViT(nn.Module):
         patches = self.patch_embed(x).flatten(2).transpose(1, 2)  # (B, N, d)
         labels = [] if self.label_embed is None else [self.label_embed(y)[:, None]]
         tokens = torch.cat([*labels, time, patches], dim=1) + self.pos_embed
+        if self.text_dim and self.text_attention == "tokens":
+            mask = None if mask is None else F.pad(mask, (0, tokens.shape[1]), value=True)
+            tokens, text = torch.cat([text, tokens], dim=1), None
         kept = []
         for block in self.in_blocks:
             tokens = run(block, tokens, text, mask, checkpoint=self.checkpoint)
@@ -117,7 +123,7 @@ class IUViT(nn.Module):
         tokens = run(self.mid_block, tokens, text, mask, checkpoint=self.checkpoint)
         for block in self.out_blocks:
             tokens = run(block, tokens, text, mask, kept.pop(), checkpoint=self.checkpoint)
-        return self.head(self.norm(tokens[:, self.extras :]))
+        return self.head(self.norm(tokens[:, -patches.shape[1] :]))
 
     def embed(self, time, pooled, batch, dtype):
         """The time token (B, 1, d): sinusoids, joined with the pooled text if there is one, through the MLP."""
@@ -135,7 +141,10 @@ class IUViT(nn.Module):
 
 
 class Block(nn.Module):
-    """A transformer block; attention to the text comes after that to the image ("cross") or with it ("joint")."""
+    """A transformer block; attention to the text comes after that to the image ("cross") or with it ("joint").
+
+    With "tokens" the text is a part of x, and the mask (B, tokens of x) is about all of them.
+    """
 
     def __init__(self, dim, num_heads, qkv_bias, ffn, concat, text_attention):
         super().__init__()
@@ -150,7 +159,10 @@ class Block(nn.Module):
     def forward(self, x, text=None, mask=None, lower=None):
         if self.skip_linear is not None:
             x = self.skip_linear(torch.cat([x, lower], dim=2))
-        x = x + (self.attn(self.norm1(x), text, mask) if self.joint else self.attn(self.norm1(x)))
+        if self.joint:
+            x = x + self.attn(self.norm1(x), text, mask)
+        else:
+            x = x + self.attn(self.norm1(x), None if self.cross else mask)
         if self.cross:
             x = x + self.text_attn(self.norm_text(x), text, mask)
         return x + self.ffn(self.norm2(x))
@@ -159,20 +171,21 @@ class Block(nn.Module):
 class DWConvFFN(nn.Module):
     """The first change: Linear, GELU, norm, depth-wise 3x3 convolution, GELU, norm, Linear.
 
-    The convolution sees the grid of image tokens; the first `extras` tokens pass it as they are.
+    The convolution sees the grid of image tokens, the last grid^2; those before them pass it as they are.
     """
 
-    def __init__(self, dim, hidden, extras, grid):
+    def __init__(self, dim, hidden, grid):
         super().__init__()
-        self.extras, self.grid = extras, grid
+        self.grid = grid
         self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
         self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
         self.norm1, self.norm2 = (nn.LayerNorm(hidden, elementwise_affine=False) for _ in range(2))
 
     def forward(self, x):
         x = self.norm1(F.gelu(self.fc1(x)))
-        grid = x[:, self.extras :].transpose(1, 2).unflatten(2, (self.grid, self.grid))  # (B, hidden, g, g)
-        x = torch.cat([x[:, : self.extras], self.dwconv(grid).flatten(2).transpose(1, 2)], dim=1)
+        others, patches = x[:, : -self.grid**2], x[:, -self.grid**2 :]
+        patches = patches.transpose(1, 2).unflatten(2, (self.grid, self.grid))  # (B, hidden, g, g)
+        x = torch.cat([others, self.dwconv(patches).flatten(2).transpose(1, 2)], dim=1)
         return self.fc2(self.norm2(F.gelu(x)))
 
 
