@@ -23,21 +23,20 @@ from minidiff.text import text_encoder
 from minidiff.training import read_log, train
 
 TIERS = {
-    "cpu": dict(size=16, steps=2000, batch_size=64, prompts=400, evaluate_every=500),
+    "cpu": dict(size=16, steps=2500, batch_size=64, prompts=400, evaluate_every=500),
     "gpu": dict(size=32, steps=20_000, batch_size=256, prompts=2000, evaluate_every=2000),
 }
-TRAINING = dict(lr=1e-3, warmup=100, ema=0.998, p_uncond=0.1)
+TRAINING = dict(lr=1e-3, warmup=100, final_lr=1e-5, ema=0.998, p_uncond=0.1)
 SAMPLING = dict(sampler="dpmpp_2m", steps=20, guidance=3.0, seed=1)
 TEXT = dict(text_dim=128, pooled_dim=384)
-PLAIN = TEXT | dict(dwconv=False, rearrange_first=False)  # IU-ViT without what makes it more than U-ViT
 
 # experiment -> run -> (model, overrides, what it is told). The tiny sizes; the gpu tier gives them 32 pixels.
 EXPERIMENTS = {
-    "words": {  # U-ViT each time; where no cross-attention has weights, a wider MLP has as many
-        "cross": ("iuvit_tiny", PLAIN | {"text_attention": "cross"}, "all"),
-        "joint": ("iuvit_tiny", PLAIN | {"text_attention": "joint", "mlp_ratio": 5}, "all"),
-        "tokens": ("uvit_tiny", TEXT | {"num_text_tokens": 16, "mlp_ratio": 6.2}, "all"),
-        "pooled": ("iuvit_tiny", PLAIN | {"text_attention": "cross"}, "pooled"),
+    "words": {  # IU-ViT each time; where cross-attention has a layer more, a wider MLP has as many weights
+        "cross": ("iuvit_tiny", TEXT | {"text_attention": "cross"}, "all"),
+        "joint": ("iuvit_tiny", TEXT | {"text_attention": "joint", "mlp_ratio": 5}, "all"),
+        "tokens": ("iuvit_tiny", TEXT | {"text_attention": "tokens", "mlp_ratio": 6}, "all"),
+        "pooled": ("iuvit_tiny", TEXT | {"text_attention": "cross"}, "pooled"),
     },
     "backbones": {
         "ascend": ("ascend_tiny", TEXT, "all"),
