@@ -28,7 +28,7 @@ TIERS = {
 }
 TRAINING = dict(lr=1e-3, warmup=100, final_lr=1e-5, ema=0.998, p_uncond=0.1)
 SAMPLING = dict(sampler="dpmpp_2m", steps=20, guidance=3.0, seed=1)
-TEXT = dict(text_dim=128, pooled_dim=384)
+TEXT, POOLED = dict(text_dim=128), dict(text_dim=128, pooled_dim=384)
 
 # experiment -> run -> (model, overrides, what it is told). The tiny sizes; the gpu tier gives them 32 pixels.
 EXPERIMENTS = {
@@ -36,7 +36,8 @@ EXPERIMENTS = {
         "cross": ("iuvit_tiny", TEXT | {"text_attention": "cross"}, "all"),
         "joint": ("iuvit_tiny", TEXT | {"text_attention": "joint", "mlp_ratio": 5}, "all"),
         "tokens": ("iuvit_tiny", TEXT | {"text_attention": "tokens", "mlp_ratio": 6}, "all"),
-        "pooled": ("iuvit_tiny", TEXT | {"text_attention": "cross"}, "pooled"),
+        "pooled": ("iuvit_tiny", POOLED | {"text_attention": "cross"}, "pooled"),
+        "both": ("iuvit_tiny", POOLED | {"text_attention": "cross"}, "all"),
     },
     "backbones": {
         "ascend": ("ascend_tiny", TEXT, "all"),
