@@ -7,11 +7,14 @@ import sys
 import pytest
 from PIL import Image
 
-from minidiff.course.recorded import recorded
+from minidiff.course.recorded import TOOLS, recorded
 from minidiff.files import data_folder
 
-KEYS = {"format", "experiment", "run", "tier", "seed", "command", "date", "device", "threads", "machine", "torch",
-        "model", "data", "schedule", "prediction", "training", "seconds", "curve", "held_out", "distances"}  # fmt: skip
+COMMON = {"format", "experiment", "run", "tier", "seed", "command", "date", "device", "threads", "machine", "torch",
+          "data", "schedule", "prediction", "training", "seconds"}  # fmt: skip
+KEYS = COMMON | {"model", "curve", "held_out", "distances"}  # of tools/ablation.py
+TEXT_KEYS = COMMON | {"model", "curve", "told", "encoder", "prompts", "captions", "sampling", "during", "accuracy",
+                      "worth"}  # of tools/text_runs.py  # fmt: skip
 
 
 def test_a_run_is_recorded_and_not_made_twice(root, tmp_path):
@@ -30,7 +33,7 @@ def test_a_run_that_listens_is_recorded(root, tmp_path):
     command = [sys.executable, root / "tools" / "text_runs.py", "words", "pooled", "--smoke", "--tier", "cpu"]
     done = subprocess.run([*command, "--out", tmp_path], capture_output=True, text=True, check=True)
     record = json.loads((tmp_path / "words" / "cpu" / "pooled.json").read_text())
-    assert record["told"] == "pooled" and set(record["accuracy"]) == {"seen", "held_out"}
+    assert set(record) == TEXT_KEYS and record["told"] == "pooled" and set(record["accuracy"]) == {"seen", "held_out"}
     assert set(record["worth"]) == {"colour", "shape", "size", "relation", "all", "right", "times"}
     assert (tmp_path / "words" / "cpu" / "pooled.png").exists() and "right in all" in done.stdout
 
@@ -44,7 +47,8 @@ def test_unknown_names_are_refused(root):
 @pytest.mark.parametrize("path", sorted((data_folder() / "results").glob("*/*/*.json")), ids=lambda path: path.stem)
 def test_kept_runs_are_whole(path):
     record = json.loads(path.read_text())
-    assert set(record) == KEYS and record["format"] == 1
+    keys = {"ablation": KEYS, "text_runs": TEXT_KEYS}.get(TOOLS.get(record["experiment"], "ablation"), set(record))
+    assert set(record) == keys and keys >= COMMON and record["format"] == 1
     name = record["run"] + f"-seed{record['seed']}" * bool(record["seed"])
     assert (record["experiment"], record["tier"], name) == path.with_suffix("").parts[-3:]
     assert f"{record['experiment']} {record['run']} --tier {record['tier']}" in record["command"]
@@ -56,3 +60,5 @@ def test_kept_runs_are_whole(path):
 def test_what_was_not_recorded_is_named():
     with pytest.raises(FileNotFoundError, match="tools/ablation.py uvits --tier cpu"):
         recorded("uvits", "cpu")
+    with pytest.raises(FileNotFoundError, match="tools/text_runs.py words --tier big"):
+        recorded("words", "big")
