@@ -25,7 +25,8 @@ torchrun --nproc-per-node 2 -m minidiff train NAME ...   MINIDIFF_DEBUG=1 shows 
 COMMANDS = ("train", "sample", "evaluate", "export", "recipes")
 # What messages of the library tell a reader to write in Python, and what that is here
 AS_WORDS = {
-    r"load_dataset\([^()]*download=True\)": "--download", r"\bdownload=True": "--download",
+    r"(load_dataset|text_encoder)\([^()]*download=True\)": "--download", r"\bdownload=True": "--download",
+    r"with folder=\.\.\.": "with --encoder NAME:FOLDER",
     r"with root=\.": "with --data-options root=FOLDER.", r"resume='changed'": "--resume changed",
     r"resume=False": "--resume no",
 }  # fmt: skip

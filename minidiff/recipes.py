@@ -16,7 +16,7 @@ from minidiff.errors import unknown_name
 IMAGENET = "ImageNet, a folder of pictures with one folder for each class"
 LATENTS = "latents of ImageNet times their scale, in shards (.tar) of minidiff.datasets.cache_shards"
 CAPTIONED = "captioned pictures in shards (.tar) with cached T5 embeddings (minidiff.datasets.cache_shards)"
-WIDTH = "T5-XXL has 4096 channels, and 1024 are printed: --arguments text_dim=4096 pooled_dim=4096 takes its own"
+WIDTH = "T5-XXL has 4096 channels, and 1024 are printed: the network becomes as wide as the embeddings it is given"
 
 
 @dataclass(frozen=True, kw_only=True)

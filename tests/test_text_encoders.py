@@ -29,33 +29,40 @@ def words():
     return text_encoder("words")
 
 
+def t5_folder(folder, **config):
+    """Write a T5 of a few random weights and a tokenizer of a few words there; returns the folder."""
+    transformers = pytest.importorskip("transformers")
+    names = save_tokenizer(folder)
+    config = dict(d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, feed_forward_proj="gated-gelu") | config
+    torch.manual_seed(0)
+    transformers.T5EncoderModel(transformers.T5Config(vocab_size=len(names), **config)).save_pretrained(folder)
+    return folder
+
+
+def save_tokenizer(folder):
+    """A tokenizer of VOCABULARY in the folder; returns its words and their numbers."""
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    names = {word: i for i, word in enumerate(["<pad>", "<unk>", "</s>", *VOCABULARY])}
+    tokenizer = Tokenizer(models.WordLevel(names, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>",
+                                         unk_token="<unk>").save_pretrained(folder)  # fmt: skip
+    return names
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """Folders of a T5 and a CLIP text model of a few weights, with tokenizers of a few words."""
     transformers = pytest.importorskip("transformers")
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    made = {}
-    for name in ("t5-small", "clip"):
-        folder = tmp_path_factory.mktemp(name)
-        names = {word: i for i, word in enumerate(["<pad>", "<unk>", "</s>", *VOCABULARY])}
-        tokenizer = Tokenizer(models.WordLevel(names, unk_token="<unk>"))
-        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-        tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
-        fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>",
-                                                    unk_token="<unk>")  # fmt: skip
-        fast.save_pretrained(folder)
-        torch.manual_seed(0)
-        if name == "clip":
-            config = transformers.CLIPTextConfig(vocab_size=len(names), hidden_size=16, intermediate_size=32,
-                                                 num_hidden_layers=2, num_attention_heads=2, eos_token_id=2,
-                                                 max_position_embeddings=10)  # fmt: skip
-            transformers.CLIPTextModel(config).save_pretrained(folder)
-        else:
-            config = transformers.T5Config(vocab_size=len(names), d_model=16, d_kv=8, d_ff=32, num_layers=2,
-                                           num_heads=2, feed_forward_proj="gated-gelu")  # fmt: skip
-            transformers.T5EncoderModel(config).save_pretrained(folder)
-        made[name] = folder
+    made = {"t5-small": t5_folder(tmp_path_factory.mktemp("t5")), "clip": tmp_path_factory.mktemp("clip")}
+    config = transformers.CLIPTextConfig(vocab_size=len(save_tokenizer(made["clip"])), hidden_size=16,
+                                         intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+                                         eos_token_id=2, max_position_embeddings=10)  # fmt: skip
+    torch.manual_seed(0)
+    transformers.CLIPTextModel(config).save_pretrained(made["clip"])
     return made
 
 

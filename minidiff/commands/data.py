@@ -12,6 +12,7 @@ from minidiff.datasets.record import InMemory
 from minidiff.datasets.two_d import NAMES as POINTS
 from minidiff.errors import unknown_name
 from minidiff.layers import Text
+from minidiff.text import ENCODERS, text_encoder
 
 TEXT_SHAPE = (4, 8)  # words and their width, of `random_text`
 
@@ -78,26 +79,39 @@ def scaled(dataset, value_range):
     return InMemory(pictures, dataset.labels, dataset.captions, dataset.classes)
 
 
-def channels_of(dataset):
-    """How many channels its pictures have; None if nobody knows before the first is read."""
-    if getattr(dataset, "stream", None):
-        first = next(iter(dataset), None)
-        if first is None:
-            raise ValueError("the shards hold no sample that can be used; what was wrong with them is said above.")
-        return first.image.shape[0]
-    return dataset[0].image.shape[0]
+def first_of(dataset):
+    """Its first record."""
+    if not getattr(dataset, "stream", None):
+        return dataset[0]
+    first = next(iter(dataset), None)
+    if first is None:
+        raise ValueError("the shards hold no sample that can be used; what was wrong with them is said above.")
+    return first
 
 
-def load_encoder(name, device=None):
-    """The function from captions to Text: a name of minidiff.text.text_encoder, or MODULE:FUNCTION; None stays None."""
+class Encoded:
+    """Stands for the encoder where a data set has embeddings in place of captions: it knows how wide they are."""
+
+    def __init__(self, text):
+        self.dim, self.pooled_dim = text.tokens.shape[-1], 0 if text.pooled is None else text.pooled.shape[-1]
+
+    def __call__(self, captions):
+        raise ValueError("some captions of this data set are embeddings, and others are words: cache all of them.")
+
+
+def load_encoder(name, device=None, download=False):
+    """The function from captions to Text; None stays None.
+
+    name: of minidiff.text.text_encoder, also NAME:FOLDER with the folder of its weights, or MODULE:FUNCTION.
+    """
     if name is None:
         return None
     module, colon, function = name.partition(":")
-    if not colon:
-        from minidiff.text import text_encoder
+    if not colon or module in ENCODERS:
         from minidiff.text_cache import CachedEncoder
 
-        return CachedEncoder(text_encoder(name, device=device))
+        fetch = {"download": True} if download and module not in ("words", "minilm") else {}
+        return CachedEncoder(text_encoder(module, folder=function or None, device=device, **fetch))
     found = getattr(import_module(module), function, None)
     if found is None:
         raise ValueError(f"--encoder {name}: module {module} has no {function!r}; it takes a list of captions and "

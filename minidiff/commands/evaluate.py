@@ -41,7 +41,7 @@ def evaluate(opened, options):
     if tuple(images.shape[1:]) != diffusion.shape:
         raise ValueError(f"--data {name} has pictures {tuple(images.shape[1:])} and the model draws {diffusion.shape}; "
                          "evaluate it on the data it was trained on.")
-    y = conditions(opened, labels, captions)
+    y = conditions(opened, labels, captions, options.download)
     results = {"data": name, "pictures": len(images), "loss": losses(diffusion, images, y, options), "distances": {}}
     if diffusion.latents is not None or (not networks and name != "shapes"):
         return results
@@ -72,7 +72,7 @@ def held_out(dataset, num, seed):
     return torch.stack(images), torch.as_tensor(labels), list(captions)
 
 
-def conditions(opened, labels, captions):
+def conditions(opened, labels, captions, download=False):
     """What the model is told of each picture, on its device."""
     from minidiff.commands.data import load_encoder
     from minidiff.layers import Text
@@ -83,10 +83,12 @@ def conditions(opened, labels, captions):
         return labels.to(device)
     if not getattr(network, "text_dim", 0):
         return None
-    name = opened.card.get("encoder")
-    if not isinstance(captions[0], Text) and name is None:
+    if isinstance(captions[0], Text):
+        text = collate_texts(captions)
+    elif opened.encoder is None:
         raise ValueError("the text encoder of this model is not written beside it, so its captions cannot be read.")
-    text = collate_texts(captions) if isinstance(captions[0], Text) else load_encoder(name, device)(captions)
+    else:
+        text = load_encoder(opened.encoder, device, download)(captions)
     length = network.arguments.get("num_text_tokens")
     return (text if length is None else padded(text, length)).to(device)
 

@@ -15,6 +15,11 @@ class Opened:
     def __init__(self, diffusion, options, folder, card):
         self.diffusion, self.options, self.folder, self.card = diffusion, options, folder, card
 
+    @property
+    def encoder(self):
+        """What --encoder was in the training, or the name in the data card; None if neither is known."""
+        return self.options.encoder if self.options else self.card.get("encoder")
+
     def data(self, options, **more):
         """The data set that the command's options name, else that of the training; its `split`, or "test" if it has.
 
@@ -88,6 +93,7 @@ def _open(name):
 def _of_run(folder, options):
     """(the Diffusion with the averages of the newest checkpoint, what a data card says of the run)."""
     from minidiff.checkpoints import build
+    from minidiff.text import ENCODERS
     from minidiff.training import read_averaged
 
     tensors, about = read_averaged(folder)
@@ -99,7 +105,9 @@ def _of_run(folder, options):
             "device": about.get("machine", {}).get("device"),
             "training": {key: value for key, value in about["arguments"].items() if key not in model}}  # fmt: skip
     if options is not None:
-        card |= {key: getattr(options, key) for key in ("encoder", "sampling") if getattr(options, key)}
+        card |= {"sampling": options.sampling} if options.sampling else {}
+        name = (options.encoder or "").partition(":")[0]
+        card |= {"encoder": name if name in ENCODERS else options.encoder} if name else {}  # its folder is of no use
         card["dataset"] = {"name": options.data, "size": options.size, **options.data_options}
         card["command"] = f"minidiff train {options.recipe}" if options.recipe else "minidiff train"
     return diffusion, card

@@ -50,7 +50,7 @@ class Train:
     processes: int | None = None  # Refuse to run unless torchrun started so many.
     device: str | None = None  # cpu, cuda, ...; by default CUDA where there is one.
     progress: bool = True  # Show a bar.
-    download: bool = False  # Fetch the data set if it is not there.
+    download: bool = False  # Fetch the data set, or the text encoder, if it is not there.
     smoke: bool = False  # Two steps of a tiny network on noise, to see that everything fits together.
     show: bool = False  # Print the recipe, with what is a guess, and stop.
 
@@ -61,7 +61,7 @@ class Train:
     split: str | None = None  # Part of the data set; by default its own choice, mostly train.
     flip: bool = False  # Use every picture mirrored, too.
     labels: bool = False  # Tell the network the classes of the data set.
-    encoder: str | None = None  # Of text: words, minilm, clip, t5-..., or MODULE:FUNCTION, from captions to Text.
+    encoder: str | None = None  # Of text: words, minilm, clip, t5-..., t5-...:FOLDER, or MODULE:FUNCTION.
 
     # --- model
     network: str = "ddpm_tiny"  # Name of the network.
@@ -131,6 +131,7 @@ class Sample:
     seed: int = 0  # Picture i depends on (seed, i) alone.
     batch_size: int = 64  # How many at once.
     out: str = "samples.png"  # One .png with all, a folder for one .png each, or .safetensors (also latents).
+    download: bool = False  # Allow the text encoder to be fetched.
     device: str | None = None  # By default CUDA where there is one.
     progress: bool = True  # Show a bar.
 
@@ -155,7 +156,7 @@ class Evaluate:
     seed: int = 0  # Of noise and samples.
     batch_size: int = 64  # How many at once.
     out: str | None = None  # The .json file; by default evaluation.json in the folder of the run, or here.
-    download: bool = False  # Allow Inception's weights, or the data set, to be fetched.
+    download: bool = False  # Allow Inception's weights, the data set or the text encoder to be fetched.
     device: str | None = None  # By default CUDA where there is one.
     progress: bool = True  # Show a bar.
 

@@ -92,12 +92,13 @@ def encoded(opened, options):
     from minidiff.commands.data import load_encoder
     from minidiff.text import padded
 
-    diffusion, name = opened.diffusion, options.encoder or opened.card.get("encoder")
+    diffusion, name = opened.diffusion, options.encoder or opened.encoder
     if not options.prompt:
         raise ValueError("this model draws what a text says: say it with --prompt 'a small red circle'.")
     if name is None:
         raise ValueError("--prompt needs the encoder that the model was trained with: --encoder words, clip, minilm, "
-                         "a T5 or MODULE:FUNCTION.")
-    text = load_encoder(name, diffusion.device)([options.prompt[i % len(options.prompt)] for i in range(options.num)])
+                         "t5-..., t5-...:FOLDER or MODULE:FUNCTION.")
+    encode = load_encoder(name, diffusion.device, options.download)
+    text = encode([options.prompt[i % len(options.prompt)] for i in range(options.num)])
     length = diffusion.network.arguments.get("num_text_tokens")
     return (text if length is None else padded(text, length)).to(diffusion.device)

@@ -137,7 +137,7 @@ def kept(options):
 
 def train(options):
     """Run Trainer as the options say; returns its History. The folder gets config.json beside the checkpoints."""
-    from minidiff.commands.data import load_encoder
+    from minidiff.commands.data import first_of
     from minidiff.safe_files import write_text
     from minidiff.training import Trainer, checkpoints
 
@@ -145,8 +145,9 @@ def train(options):
         options.device = "cuda" if cuda() else "cpu"
     known = published(options)
     dataset = data_of(options, known)
-    encode = load_encoder(options.encoder, options.device)
-    diffusion = model_of(options, known, dataset, encode)
+    first = first_of(dataset)
+    encode = encoder_of(options, known, first)
+    diffusion = model_of(options, known, dataset, encode, first)
     folder, text = Path(options.out), json.dumps(kept(options), indent=1) + "\n"
 
     def write_config(step=None, history=None):  # only now it is sure that the run in this folder is this one
@@ -191,19 +192,29 @@ def data_of(options, known):
                      needs="labels" if options.labels else "text" if known.get("text_dim") else None)
 
 
-def model_of(options, known, dataset, encode=None):
+def encoder_of(options, known, first):
+    """The encoder of captions. Where the data set has embeddings, as its `first` record tells, only prompts need it."""
+    from minidiff.commands.data import Encoded, load_encoder
+    from minidiff.layers import Text
+
+    if known.get("text_dim") and isinstance(first[2], Text) and "prompts" not in options.sampling:
+        return Encoded(first[2])
+    return load_encoder(options.encoder, options.device, options.download)
+
+
+def model_of(options, known, dataset, encode=None, first=None):
     """The untrained Diffusion for this data set; options.arguments then hold all arguments of its network.
 
-    known: what `published` gives.
+    known: what `published` gives. first: the first record of the data set, if it was read already.
     """
     import torch
 
     from minidiff.backbones import create_model
-    from minidiff.commands.data import channels_of
+    from minidiff.commands.data import first_of
     from minidiff.diffusion import Diffusion
     from minidiff.schedules import make_schedule
 
-    channels, size = channels_of(dataset), options.size
+    channels, size = (first or first_of(dataset)).image.shape[0], options.size
     fit = {key: size for key in ("img_size", "image_size") if key in known and known[key] != size}
     if known["in_channels"] != channels:
         fit |= {"in_channels": channels}
