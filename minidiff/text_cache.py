@@ -27,8 +27,8 @@ from minidiff.safe_files import write_tensors
 from minidiff.text import check_prompts
 
 DTYPES = {"F16": np.float16, "F32": np.float32, "I32": np.int32, "U8": np.uint8}
-REMEMBERED = 100_000  # texts whose keys are not computed again
 SMALL = 64  # so many shards of less than half a chunk are joined into whole ones
+ROOM = 2**32  # a text's place is ROOM times the number of its shard, plus its row there
 HEADER = 8  # bytes at the start of a safetensors file that say how long its header is
 
 
@@ -51,7 +51,7 @@ class CachedEncoder:
         self.folder = Path(folder) if folder is not None else cache_folder() / "text" / f"{encoder.name}-{mark}"
         self.folder.mkdir(parents=True, exist_ok=True)
         self._claim(mark)
-        self._shards, self._places, self._keys = {}, {}, {}  # name -> arrays, key -> (shard, row), text -> key
+        self._opened, self._numbers, self._places = [], {}, {}  # shards, name -> which of them, key -> place
         self._scan()
         self._join()
 
@@ -65,21 +65,14 @@ class CachedEncoder:
 
     def __call__(self, prompts):
         prompts = check_prompts(prompts)
-        keys = [self._keys.get(prompt) or self._key(prompt) for prompt in prompts]
+        keys = [_key(prompt) for prompt in prompts]
         missing = {key: prompt for key, prompt in zip(keys, prompts) if key not in self._places}
         if missing:
             self._scan()  # another process may have been here
             missing = [(key, prompt) for key, prompt in missing.items() if key not in self._places]
             for begin in range(0, len(missing), self.chunk):
                 self._write(missing[begin:begin + self.chunk])
-        return self._read([self._places[key] for key in keys])
-
-    def _key(self, prompt):
-        """16 bytes that stand for a text; those of the first texts are remembered."""
-        key = hashlib.blake2b(prompt.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        if len(self._keys) < REMEMBERED:
-            self._keys[prompt] = key
-        return key
+        return self._read(np.array([self._places[key] for key in keys], dtype=np.int64))
 
     def _write(self, items):
         """Encode (key, prompt) pairs and put them into a shard of their own."""
@@ -105,7 +98,7 @@ class CachedEncoder:
     def _scan(self):
         """Open the shards that came since the last look."""
         for file in sorted(self.folder.glob("*.safetensors")):
-            if file.name not in self._shards:
+            if file.name not in self._numbers:
                 self._open(file.name)
 
     def _open(self, name):
@@ -119,21 +112,21 @@ class CachedEncoder:
             (self.folder / name).unlink(missing_ok=True)
             return
         shard["starts"] = 1 + np.cumsum(shard["lengths"], dtype=np.int64) - shard["lengths"]
-        self._shards[name] = shard
-        keys = shard["keys"].tobytes()
-        self._places.update((keys[16 * row:16 * row + 16], (name, row)) for row in range(len(shard["lengths"])))
+        first = ROOM * len(self._opened)
+        self._numbers[name] = len(self._opened)
+        self._opened.append(shard)
+        keys = np.frombuffer(shard["keys"].tobytes(), dtype="V16").tolist()
+        self._places.update(zip(keys, range(first, first + len(keys))))
 
     def _read(self, places):
-        """The Text of these places, (shard, row) each."""
-        names = {name: number for number, name in enumerate(dict.fromkeys(name for name, _ in places))}
-        which = np.array([names[name] for name, _ in places], dtype=np.int64)
-        rows = np.array([row for _, row in places], dtype=np.int64)
-        groups = [(self._shards[name], np.flatnonzero(which == number)) for name, number in names.items()]
+        """The Text of these places (N,) int64."""
+        which, rows = np.divmod(places, ROOM)
+        groups = [(self._opened[number], np.flatnonzero(which == number)) for number in np.unique(which)]
         lengths = np.zeros(len(places), dtype=np.int64)
         for shard, mine in groups:
             lengths[mine] = shard["lengths"][rows[mine]]
         width = max(1, int(lengths.max(initial=0)))
-        tokens = torch.empty(len(places), width, self.dim)
+        tokens = torch.from_numpy(np.empty((len(places), width, self.dim), np.float32))  # NumPy asks for large pages
         pooled = torch.empty(len(places), self.pooled_dim)
         for shard, mine in groups:
             counts, starts = lengths[mine, None], shard["starts"][rows[mine], None]
@@ -150,21 +143,22 @@ class CachedEncoder:
 
     def _join(self):
         """Many small shards, as batches of a training run leave them, become few large ones."""
-        small = [name for name, shard in self._shards.items() if len(shard["lengths"]) < self.chunk // 2]
-        if len(small) < SMALL or len({self._shards[name]["tokens"].dtype for name in small}) > 1:
+        shards = {name: self._opened[number] for name, number in self._numbers.items()}
+        small = [name for name, shard in shards.items() if len(shard["lengths"]) < self.chunk // 2]
+        if len(small) < SMALL or len({shards[name]["tokens"].dtype for name in small}) > 1:
             return
         group = []
         for name in small:
             group.append(name)
-            if sum(len(self._shards[n]["lengths"]) for n in group) >= self.chunk or name == small[-1]:
-                parts = [self._shards[n] for n in group]
+            if sum(len(shards[n]["lengths"]) for n in group) >= self.chunk or name == small[-1]:
+                parts = [shards[n] for n in group]
                 joined = {field: np.concatenate([part[field] for part in parts])
                           for field in ("keys", "lengths", "pooled")}  # fmt: skip
                 tokens = [part["tokens"][1:] for part in parts]
                 made = self._save(joined | {"tokens": np.concatenate([parts[0]["tokens"][:1], *tokens])})
                 for old in group:  # only now: whoever still has one open can go on reading it
                     if old != made:
-                        self._shards.pop(old)
+                        self._opened[self._numbers.pop(old)] = None
                         (self.folder / old).unlink(missing_ok=True)
                 group = []
 
@@ -181,6 +175,11 @@ class CachedEncoder:
                 f"the folder {self.folder} keeps what the encoder {theirs['name']!r} ({theirs['fingerprint']}) said,"
                 f" not {self.name!r} ({mark}): give another folder, or leave folder=None"
             )
+
+
+def _key(prompt):
+    """16 bytes that stand for a text."""
+    return hashlib.blake2b(prompt.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _mapped(path):

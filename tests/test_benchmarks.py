@@ -71,3 +71,14 @@ def test_a_pair_that_differs_is_caught(root, monkeypatch):
     pair.modules["timm"][0].attn_mask.zero_()
     with pytest.raises(AssertionError, match="not close"):
         transformer_speed.tasks(pair, ("forward",))
+
+
+def test_the_benchmark_of_the_text_cache_runs(root, monkeypatch, tmp_path):
+    """It stops where the cache gives other numbers than the encoder, or asks it again."""
+    monkeypatch.syspath_prepend(root / "benchmarks")
+    import text_cache
+
+    text_cache.main(["--count", "3000", "--repeats", "1", "--encoders", "words"], out=tmp_path / "cache.py")
+    *twice, broken = json.loads((tmp_path / "cache.json").read_text(encoding="utf-8"))["rows"]
+    assert [row["batch"] for row in twice] == [3000, 256] and all(row["ratio"] > 1 for row in twice)
+    assert broken["encoded_afterwards"] == 3000 - 1024  # a chunk was written before it broke off
