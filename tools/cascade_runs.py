@@ -31,7 +31,7 @@ from minidiff.training import read_log, train
 SMALL = 16
 TEXT = dict(text_dim=128, pooled_dim=384)
 TIERS = {  # compute: the multiply-adds of a run's training
-    "cpu": dict(size=32, scenes="one", compute=7e13, batch_size=32, prompts=320, evaluate_every=500,
+    "cpu": dict(size=32, scenes="one", compute=5e13, batch_size=32, prompts=320, evaluate_every=500,
                 single=dict(ch=32, ch_mult=(1, 2, 2, 2)), base=dict(ch=32, ch_mult=(1, 2, 2)),
                 enlarger=dict(channels=(32, 64, 96), num_blocks=(1, 1, 2))),
     "gpu": dict(size=64, scenes="both", compute=5e16, batch_size=256, prompts=1000, evaluate_every=2000,
