@@ -40,7 +40,7 @@ notebooks: $(VENV)/.test
 	$(BIN)/python tools/notebooks.py build
 	$(BIN)/python tools/notebooks.py execute
 
-# Trains the shipped weights of 16 pixels anew: five hours on a CPU.
+# Trains the shipped weights of 16 pixels anew: seven hours on a CPU.
 weights: $(VENV)/.test $(VENV)/.minilm
 	$(BIN)/python tools/train_text.py
 	$(BIN)/python tools/train_weights.py emoji-unet
@@ -65,6 +65,8 @@ bench: $(VENV)/.test
 weights-gpu: $(VENV)/.test
 	$(BIN)/python tools/train_weights.py emoji-unet-32
 	$(BIN)/python tools/train_weights.py shapes-unet-32
+	$(BIN)/python tools/train_weights.py shapes-ascend-32
+	$(BIN)/python tools/train_weights.py emoji-t2i-32
 
 # The recorded runs that notebooks compare: a run that data/results holds is not made again. Minutes a run.
 ablations: $(VENV)/.test
@@ -75,6 +77,7 @@ ablations: $(VENV)/.test
 	$(BIN)/python tools/ablation.py ascend --tier cpu
 	$(BIN)/python tools/text_runs.py words --tier cpu
 	$(BIN)/python tools/text_runs.py backbones --tier cpu
+	$(BIN)/python tools/cascade_runs.py cascade --tier cpu
 
 # The same at 32 pixels, which needs a GPU; they are not recorded yet.
 ablations-gpu: $(VENV)/.test
@@ -85,6 +88,7 @@ ablations-gpu: $(VENV)/.test
 	$(BIN)/python tools/ablation.py ascend --tier gpu
 	$(BIN)/python tools/text_runs.py words --tier gpu
 	$(BIN)/python tools/text_runs.py backbones --tier gpu
+	$(BIN)/python tools/cascade_runs.py cascade --tier gpu
 
 clean:
 	rm -rf build .pytest_cache .ruff_cache

@@ -9,10 +9,15 @@ import torch
 import train_text
 import train_weights
 
-from minidiff import Text, create_model, from_pretrained
+from minidiff import Diffusion, Text, create_model, from_pretrained, schedules
 from minidiff.datasets import load_dataset, shapes
+from minidiff.datasets.record import InMemory
+from minidiff.pipeline import TextToImage
 from minidiff.text import TextEncoder, text_encoder
+from minidiff.text_cache import CachedEncoder
 from minidiff.text_encoders import WordNetwork, WordRows
+from minidiff.training.data import batches
+from minidiff.training.world import World
 
 VOCABULARY = "a an red blue circle square left right of above below small large the cat".split()
 
@@ -251,7 +256,7 @@ def test_what_the_words_learn_from():
     assert train_text.ranked(a, a**3) == pytest.approx(1) and train_text.ranked(a, -a) == pytest.approx(-1)
 
 
-@pytest.mark.parametrize("name", ["shapes-ascend", "emoji-t2i"])
+@pytest.mark.parametrize("name", ["shapes-ascend", "emoji-t2i", "emoji-t2i-32"])
 def test_the_recipes_of_text_to_image(name, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train_weights.py", name, "--smoke", "--folder", str(tmp_path)])
     train_weights.main()
@@ -266,3 +271,35 @@ def test_the_recipes_of_text_to_image(name, tmp_path, monkeypatch):
     if name == "shapes-ascend":
         assert data.held_out == shapes.HELD_OUT and 0 < data.unsaid < 1
         assert {"test", "held_out"} <= set(card["oracle"]) and 0 <= card["oracle"]["held_out"]["relation"] <= 1
+
+
+def test_warnings_name_the_line_that_asked(words, tmp_path):
+    """However the encoder was reached: by itself, through its cache, by a pipeline, for a data set."""
+    prompt = "a red circle " * 20
+    network = create_model("ascend_test", text_dim=words.dim, pooled_dim=words.pooled_dim)
+    pipe = TextToImage(Diffusion(network, schedules.cosine(), "v", shape=(3, 8, 8)), words)
+    pictures = InMemory(torch.zeros(2, 3, 8, 8), torch.zeros(2), [prompt, prompt], [])
+    ways = [
+        lambda: words([prompt]), lambda: words.encode([prompt]), lambda: words.forward([prompt]),
+        lambda: CachedEncoder(words, tmp_path)([prompt]),
+        lambda: pipe(prompt, n=1, steps=1, progress=False),
+        lambda: next(batches(pictures, 2, 0, 0, World(torch.device("cpu")), network, encode=words)),
+    ]  # fmt: skip
+    for way in ways:
+        with pytest.warns(UserWarning, match="and were cut") as said:
+            way()
+        assert {(one.filename, one.lineno) for one in said} == {(__file__, way.__code__.co_firstlineno)}
+
+
+def test_stored_weights_can_be_trained_on(tmp_path, monkeypatch):
+    def smoke(folder, *words):
+        monkeypatch.setattr(sys, "argv", ["train_weights.py", "emoji-t2i", "--smoke", "--folder", str(folder), *words])
+        train_weights.main()
+        weights = from_pretrained(folder / "weights").state_dict().values()
+        return torch.cat([weight.flatten() for weight in weights])
+
+    first = smoke(tmp_path / "a")
+    other = smoke(tmp_path / "b", "--seed", "1")
+    on = smoke(tmp_path / "c", "--seed", "1", "--start", str(tmp_path / "a" / "weights"))
+    assert (on - first).norm() < 0.2 * (other - first).norm()
+    assert "--start" in json.loads((tmp_path / "c" / "weights" / "config.json").read_text())["card"]["command"]

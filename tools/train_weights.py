@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from minidiff import schedules
 from minidiff.backbones import create_model
-from minidiff.checkpoints import WEIGHTS, build, describe, load_weights, save_pretrained
+from minidiff.checkpoints import WEIGHTS, build, describe, from_pretrained, load_weights, save_pretrained
 from minidiff.datasets import InMemory, load_dataset, shapes
 from minidiff.diffusion import Diffusion, eval_mode
 from minidiff.errors import unknown_name
@@ -35,6 +35,7 @@ JUDGE = dict(lr=1e-3, warmup=200, final_lr=1e-5, ema=0.999, weight_decay=0.1)
 TEXT = dict(batch_size=64, lr=1e-3, warmup=500, final_lr=1e-5, ema=0.9995, p_uncond=0.1)
 ASCEND = dict(name="ascend_tiny", channels=32, channel_mult=(1, 2, 3), head_dim=16, attn_resolutions=(16, 8, 4),
               text_dim=128, pooled_dim=384)  # fmt: skip
+ASCEND_32 = ASCEND | dict(img_size=32, channel_mult=(1, 2, 3, 3), num_blocks=(1, 1, 2, 2))
 NET_32 = dict(name="ddpm_tiny", image_size=32, ch=32, ch_mult=(1, 2, 2, 2), num_res_blocks=2)
 EMOJI_LICENCE = "Apache-2.0 (Noto), CC-BY-4.0 (Twemoji)"
 
@@ -66,7 +67,14 @@ RECIPES = {
         training=TEXT),
     "emoji-t2i": dict(
         data=dict(name="emoji", size=16, split="train"), encoder="words", licence=EMOJI_LICENCE,
-        network=ASCEND | dict(dropout=0.1), steps=8000, training=TEXT),
+        network=ASCEND | dict(dropout=0.1), steps=5000, training=TEXT),
+    "shapes-ascend-32": dict(
+        data=dict(name="shapes", size=32, held_out="default", unsaid=0.3, num=10**6), encoder="words",
+        licence="made by minidiff, Apache-2.0", network=ASCEND_32 | dict(pooled_dim=0), steps=60000,
+        training=GPU | dict(workers=4)),
+    "emoji-t2i-32": dict(
+        data=dict(name="emoji", size=32, split="train"), encoder="words", licence=EMOJI_LICENCE,
+        network=ASCEND_32 | dict(dropout=0.1), steps=40000, training=GPU),
 }
 LEVELS = (0.05, 0.25, 0.5, 0.75)  # of noise, at which a judge is measured  # fmt: skip
 SMOKE = dict(steps=6, batch_size=4, warmup=2, save_every=3)
@@ -92,11 +100,13 @@ def main():
         torch.manual_seed(arguments.seed)  # the initial weights
         dataset = load_dataset(**recipe["data"])
         diffusion = make(recipe, dataset)
+        if arguments.start:
+            diffusion.load_state_dict(from_pretrained(arguments.start).state_dict())
         dataset = dataset if isinstance(diffusion, Diffusion) else shifted(dataset, diffusion)
         weights = sum(weight.numel() for weight in diffusion.parameters())
         print(f"{name}: {weights:,} weights, {options['steps']} steps of {options['batch_size']} on {device}, {folder}")
         train(diffusion, dataset, folder=folder, device=device, stop_after=arguments.stop_after_seconds, **options)
-    export(name, recipe, folder, out, arguments.smoke)
+    export(name, recipe, folder, out, arguments)
 
 
 def make(recipe, dataset):
@@ -175,8 +185,9 @@ def obedience(diffusion, recipe, count, steps=25, guidance=3.0):
     return found
 
 
-def export(name, recipe, folder, out, few=False):
+def export(name, recipe, folder, out, arguments):
     """Write the averaged weights of the run in `folder` to `out`, in the 16-bit format that loses less."""
+    few = arguments.smoke
     tensors, about = read_averaged(folder)
     run, step = about["arguments"], about["step"]
     diffusion = build(run)
@@ -189,7 +200,8 @@ def export(name, recipe, folder, out, few=False):
         "loss": round(losses[-max(1, step // 20):].mean().item(), 4), "file_dtype": dtype,
         "rounding": {dtype: float(f"{rounding(diffusion, dtype):.2g}") for dtype in ("float16", "bfloat16")},
         "training": {key: value for key, value in run.items() if key not in describe(diffusion)},
-        "command": f"python tools/train_weights.py {name} --steps {run['steps']} --seed {run['seed']}",
+        "command": f"python tools/train_weights.py {name} --steps {run['steps']} --seed {run['seed']}"
+                   + (f" --start {arguments.start}" if arguments.start else ""),
         "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
     if "encoder" in recipe:
@@ -217,6 +229,7 @@ def parse():
     parser.add_argument("name", help=", ".join(RECIPES))
     parser.add_argument("--folder", type=Path, help="of the run's checkpoint; default: runs/NAME in the cache folder")
     parser.add_argument("--out", type=Path, help="where the weights go; default: data/weights/NAME")
+    parser.add_argument("--start", type=Path, help="a folder of stored weights to begin with, such as shipped ones")
     parser.add_argument("--steps", type=int, help="in all; the learning rate falls towards this step")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--seed", type=int, default=0)
