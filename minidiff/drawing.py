@@ -5,12 +5,11 @@ not fit into memory is halved. pipeline.py builds on it.
 """
 
 import sys
-import warnings
 
 import torch
 from tqdm import tqdm
 
-from minidiff.errors import check_whole
+from minidiff.errors import check_whole, warn
 from minidiff.samplers import sample
 
 MOST = {"cpu": 64, "cuda": 256}  # pictures in a batch,
@@ -48,7 +47,7 @@ def draw(diffusion, condition, seeds, *, batch_size=None, progress=True, on_step
                 if count == 1:
                     raise
                 batch_size = count // 2
-                warnings.warn(f"the batch did not fit into memory; going on with batch_size={batch_size}", stacklevel=4)
+                warn(f"the batch did not fit into memory; going on with batch_size={batch_size}")
                 continue
             pictures.append(drawn.cpu())
             first = part.stop

@@ -11,7 +11,6 @@ kept. Picture j of a prompt depends on the prompt, its seed and j alone, not on 
 
 import functools
 import numbers
-import warnings
 from pathlib import Path
 
 import torch
@@ -19,7 +18,7 @@ import torch
 from minidiff.checkpoints import from_pretrained, load, read_card
 from minidiff.diffusion import Diffusion
 from minidiff.drawing import draw
-from minidiff.errors import check_whole, unknown_name
+from minidiff.errors import check_whole, unknown_name, warn
 from minidiff.images import pixels
 from minidiff.layers import Text
 from minidiff.text import ENCODERS, check_prompts, padded, text_encoder
@@ -109,8 +108,7 @@ class TextToImage:
         longest = max(text.tokens.shape[1] for text in texts)
         places = getattr(self.diffusion.network, "num_text_tokens", None) or longest
         if longest > places:
-            warnings.warn(f"a prompt of {longest} tokens was cut to the {places} that this network has places for",
-                          stacklevel=6)  # fmt: skip
+            warn(f"a prompt of {longest} tokens was cut to the {places} that this network has places for")
         if len(texts) > 1 or longest != places:
             texts = [padded(text, places) for text in texts]
         return texts[0], texts[1] if len(texts) > 1 else None

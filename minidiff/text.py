@@ -16,13 +16,12 @@ The empty prompt is the null condition: a text without any token, as `network.nu
 
 import hashlib
 import re
-import warnings
 from collections import Counter
 
 import torch
 from torch import nn
 
-from minidiff.errors import check_whole, unknown_name
+from minidiff.errors import check_whole, unknown_name, warn
 from minidiff.layers import Text
 
 ENCODERS = ("words", "minilm", "t5-small", "t5-base", "t5-large", "t5-xl", "t5-xxl", "clip")
@@ -158,17 +157,15 @@ class TextEncoder(nn.Module):
             rows[i] = row
         cut = [(prompts[i], rest) for i, rest in zip(full, rests) if rest]
         if cut:
-            warnings.warn(
+            warn(
                 f"{len(cut)} of {len(prompts)} prompts are longer than the {self.length} tokens of the text encoder"
-                f" {self.name!r} and were cut. {_short(cut[0][0])!r} lost its end: {_short(cut[0][1])!r}",
-                stacklevel=6,
+                f" {self.name!r} and were cut. {_short(cut[0][0])!r} lost its end: {_short(cut[0][1])!r}"
             )
         silent = [prompts[i] for i, row in zip(full, found) if not row]
         if silent:
-            warnings.warn(
+            warn(
                 f"the text encoder {self.name!r} finds no word in {_short(silent[0])!r}"
-                f" ({len(silent)} of {len(prompts)} prompts): it is taken for the empty prompt",
-                stacklevel=6,
+                f" ({len(silent)} of {len(prompts)} prompts): it is taken for the empty prompt"
             )
         return rows
 

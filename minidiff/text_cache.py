@@ -14,13 +14,12 @@ import hashlib
 import json
 import os
 import uuid
-import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from minidiff.errors import check_whole
+from minidiff.errors import check_whole, warn
 from minidiff.files import cache_folder
 from minidiff.layers import Text
 from minidiff.safe_files import write_tensors
@@ -107,8 +106,7 @@ class CachedEncoder:
         except FileNotFoundError:  # joined by another process a moment ago
             return
         except (ValueError, KeyError) as error:
-            warnings.warn(f"{self.folder / name} is damaged and left out: its texts are encoded again ({error})",
-                          stacklevel=5)
+            warn(f"{self.folder / name} is damaged and left out: its texts are encoded again ({error})")
             (self.folder / name).unlink(missing_ok=True)
             return
         shard["starts"] = 1 + np.cumsum(shard["lengths"], dtype=np.int64) - shard["lengths"]
