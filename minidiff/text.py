@@ -205,10 +205,12 @@ def text_encoder(name="words", *, folder=None, download=False, device=None, leng
         raise unknown_name("text encoder", name, ENCODERS)
     if length is not None:
         check_whole("length", length)
-    if name in ("words", "minilm") and (download or options):
-        given = ", ".join([*["download"] * download, *options])
-        raise ValueError(f"the text encoder {name!r} takes folder, device, length and batch_size, not {given}")
-    if name not in ("words", "minilm"):
+    fetched = name not in ("words", "minilm")
+    if (download and not fetched) or (options and not name.startswith("t5-")):
+        given = ", ".join([*["download"] * (download and not fetched), *options])
+        raise ValueError(f"the text encoder {name!r} takes folder, {'download, ' * fetched}device, length and"
+                         f" batch_size, not {given}")  # fmt: skip
+    if fetched:
         options["download"] = download
     from minidiff import text_encoders  # here: it builds on this file
 

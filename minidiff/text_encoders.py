@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from minidiff.files import data_folder
@@ -125,6 +126,7 @@ class Pieces:
         self.tokenizer, self.length = tokenizer, length
 
     def __call__(self, prompts):
+        prompts = [prompt.encode("utf-8", "replace").decode() for prompt in prompts]  # half an emoji is a ?
         special = self.tokenizer.num_special_tokens_to_add()
         if special >= self.length:
             raise ValueError(f"length={self.length} leaves no room for words: {special} of them are special tokens")
@@ -186,18 +188,26 @@ def _read(name, kind, folder, hub_name, download, **options):
         logging.disable_progress_bar()  # reading takes a second
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
-        return kind.from_pretrained(source, local_files_only=local, use_safetensors=True, **options), tokenizer
-    except (OSError, ValueError) as error:  # ValueError: files of a tokenizer are missing
+        model, about = kind.from_pretrained(source, local_files_only=local, use_safetensors=True,
+                                            output_loading_info=True, **options)  # fmt: skip
+    except (OSError, ValueError, SafetensorError) as error:  # ValueError: files of a tokenizer are missing
         way = (
             "The folder must hold config.json, model.safetensors and the tokenizer's files." if folder is not None
             else f"Name a folder that holds it with folder=..., or fetch it: text_encoder({name!r}, download=True)."
         )
+        if name in T5 and importlib.util.find_spec("sentencepiece") is None:
+            way += " Where the tokenizer is a file spiece.model: pip install sentencepiece."
         raise FileNotFoundError(
-            f"text encoder {name!r} could not be read from {source!r}: {str(error).splitlines()[0]} {way}"
+            f"text encoder {name!r} could not be read from {source!r}: {str(error).partition(chr(10))[0]} {way}"
         ) from error
     finally:
         if bars:
             logging.enable_progress_bar()
+    missing = sorted(about["missing_keys"])
+    if missing:  # they are random numbers now
+        raise ValueError(f"{source!r} lacks {len(missing)} weights of the text encoder {name!r}, such as"
+                         f" {missing[0]!r}: it is damaged, or another model.")  # fmt: skip
+    return model, tokenizer
 
 
 def _length(name, length, default, most):

@@ -1,10 +1,13 @@
 """Text encoders: what they give and what they refuse."""
 
+import importlib.util
 import json
+import shutil
 import sys
 import warnings
 
 import pytest
+import safetensors.torch
 import torch
 import train_text
 import train_weights
@@ -213,6 +216,8 @@ def test_what_is_refused(tmp_path, folders, monkeypatch):
         text_encoder("t5-xlarge")
     with pytest.raises(ValueError, match="takes folder, device, length and batch_size, not download"):
         text_encoder("words", download=True)
+    with pytest.raises(ValueError, match="'clip' takes folder, download, device, length and batch_size, not eight_bit"):
+        text_encoder("clip", folder=folders["clip"], eight_bit=True)
     with pytest.raises(ValueError, match="length=100: the text encoder 'words' takes at most 24"):
         text_encoder("words", length=100)
     with pytest.raises(ValueError, match="length=11: the text encoder 'clip' takes at most 10"):
@@ -234,6 +239,69 @@ def test_what_is_refused(tmp_path, folders, monkeypatch):
         text_encoder("minilm")
     with pytest.raises(ImportError, match="bitsandbytes"):
         text_encoder("t5-small", folder=folders["t5-small"], eight_bit=True)
+
+
+@pytest.fixture
+def copied(folders, tmp_path):
+    """A T5 of its own, to be spoilt."""
+    return shutil.copytree(folders["t5-small"], tmp_path / "t5")
+
+
+def test_damaged_weights_are_told(copied):
+    file = copied / "model.safetensors"
+    for damaged in (file.read_bytes()[:-50], b"abc", b""):
+        file.write_bytes(damaged)
+        with pytest.raises(FileNotFoundError, match="'t5-small' could not be read from .* The folder must hold"):
+            text_encoder("t5-small", folder=copied)
+
+
+def test_weights_of_another_model_are_no_encoder(folders, copied):
+    """transformers begins what it does not find with random numbers, and says so in passing."""
+    with pytest.raises(ValueError, match="lacks .* weights of the text encoder 't5-small', such as 'encoder"):
+        text_encoder("t5-small", folder=folders["clip"])
+    with pytest.raises(ValueError, match="lacks .* weights of the text encoder 'clip'"):
+        text_encoder("clip", folder=folders["t5-small"])
+    tensors = safetensors.torch.load_file(copied / "model.safetensors")
+    gone = next(name for name in tensors if "SelfAttention.k" in name)
+    safetensors.torch.save_file({name: tensors[name] for name in tensors if name != gone},
+                                copied / "model.safetensors", metadata={"format": "pt"})  # fmt: skip
+    with pytest.raises(ValueError, match=f"{copied}' lacks 1 weights .* such as '{gone}'"):
+        text_encoder("t5-small", folder=copied)
+
+
+def test_the_text_half_of_a_whole_clip(folders, tmp_path):
+    """As the hub has it, with the half for pictures beside it."""
+    transformers = pytest.importorskip("transformers")
+    text = transformers.CLIPTextModel.from_pretrained(folders["clip"])
+    seeing = transformers.CLIPVisionConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+                                           num_attention_heads=2, image_size=8, patch_size=4)  # fmt: skip
+    whole = transformers.CLIPModel(transformers.CLIPConfig(text_config=text.config.to_dict(),
+                                                           vision_config=seeing.to_dict()))  # fmt: skip
+    state = text.state_dict()
+    whole.load_state_dict({name if name.startswith("text_model.") else f"text_model.{name}": state[name]
+                           for name in state}, strict=False)  # fmt: skip
+    shutil.copytree(folders["clip"], tmp_path, dirs_exist_ok=True)
+    whole.save_pretrained(tmp_path)
+    read = text_encoder("clip", folder=tmp_path)
+    assert torch.equal(read(["a red cat"]).tokens, text_encoder("clip", folder=folders["clip"])(["a red cat"]).tokens)
+
+
+def test_a_tokenizer_of_sentencepiece_says_what_it_needs(copied, monkeypatch):
+    (copied / "tokenizer.json").unlink()
+    (copied / "spiece.model").write_bytes(b"")
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec",
+                        lambda name, *more: None if name == "sentencepiece" else found(name, *more))  # fmt: skip
+    with pytest.raises(FileNotFoundError, match="pip install sentencepiece"):
+        text_encoder("t5-small", folder=copied)
+
+
+@pytest.mark.parametrize("name", ["t5-small", "clip", "words"])
+def test_half_a_character_does_not_stop_a_long_run(folders, name):
+    """Captions that were cut in the middle of an emoji hold one, and it cannot be written as UTF-8."""
+    encoder = text_encoder(name, folder=folders.get(name))
+    y = encoder(["a cat \ud83d", "a cat ?"])
+    assert y.tokens.isfinite().all() and y.mask[0].any()
 
 
 def test_minilm_where_it_is_installed():
