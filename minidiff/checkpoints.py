@@ -69,6 +69,8 @@ def from_pretrained(folder, device=None, download=False):
     """
     folder = _local(folder, download)
     config = _read_config(folder / CONFIG)
+    if not (folder / WEIGHTS).exists() and any(folder.glob("checkpoint-*.safetensors")):
+        raise FileNotFoundError(f"{folder} is a run of training; `minidiff export {folder}` makes a model of it.")
     tensors, about = read_tensors(folder / WEIGHTS, "Copy the folder again, or make it again with save_pretrained.")
     about = about or config
     different = [key for key in about if about[key] != config.get(key)]
@@ -175,11 +177,14 @@ def _local(folder, download):
 
 def _read_config(path):
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no file {path}: a model is a folder with {CONFIG} and {WEIGHTS}.") from None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is truncated or no JSON ({error}). Copy the folder again.") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is truncated or no JSON of a model ({str(config)[:40]}). Copy the folder again.")
+    return config
 
 
 def _cast(name, tensor, dtype):

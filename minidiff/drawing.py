@@ -10,14 +10,14 @@ import torch
 from tqdm import tqdm
 
 from minidiff.errors import check_whole, warn
-from minidiff.samplers import sample
+from minidiff.samplers import sample, targets_of
 
 MOST = {"cpu": 64, "cuda": 256}  # pictures in a batch,
 VALUES = {"cpu": 2**18, "cuda": 2**20}  # and the places H x W of all of them: of 64 x 64 pixels just as many
 BAR = "{desc}{percentage:3.0f}% |{bar:20}| {n:.0f}/{total_fmt} [{elapsed}<{remaining}]"
 
 
-def draw(diffusion, condition, seeds, *, batch_size=None, progress=True, on_step=None, **options):
+def draw(diffusion, condition, seeds, *, batch_size=None, progress=True, on_step=None, target=None, **options):
     """One picture for each of N seeds, (N, C, H, W) on the CPU, by a Diffusion.
 
     condition   condition(slice) -> (y, negative y or None) of these pictures, on the device; asked batch by batch
@@ -27,6 +27,7 @@ def draw(diffusion, condition, seeds, *, batch_size=None, progress=True, on_step
     """
     batch_size = usual_batch(diffusion) if batch_size is None else batch_size
     check_whole("batch_size", batch_size)
+    target = targets_of(target, len(seeds), diffusion.device)
     stream = sys.stdout if "ipykernel" in sys.modules else sys.stderr  # notebooks paint stderr red
     pictures, first = [], 0
     with tqdm(total=len(seeds), disable=not progress, ascii=" -#", bar_format=BAR, file=stream) as bar:
@@ -40,9 +41,11 @@ def draw(diffusion, condition, seeds, *, batch_size=None, progress=True, on_step
             part = slice(first, min(first + batch_size, len(seeds)))
             count = part.stop - first
             y, negative = condition(part)
+            own = {"negative": negative, "target": None if target is None else target[part]}
+            own = {name: value for name, value in own.items() if value is not None}
             try:
                 drawn = sample(diffusion, count, y=y, seed=seeds[part], batch_size=count, progress=False, on_step=tick,
-                               **options | ({} if negative is None else {"negative": negative}))  # fmt: skip
+                               **options | own)  # fmt: skip
             except torch.OutOfMemoryError:
                 if count == 1:
                     raise
@@ -51,6 +54,7 @@ def draw(diffusion, condition, seeds, *, batch_size=None, progress=True, on_step
                 continue
             pictures.append(drawn.cpu())
             first = part.stop
+            bar.update(first - bar.n)  # the last step may end before the data
     return torch.cat(pictures)
 
 

@@ -98,7 +98,8 @@ class TextToImage:
         single = isinstance(prompts, str)
         prompts = check_prompts([prompts] if single else prompts)
         negatives = None if negative in (None, "") else for_each("negative", negative, len(prompts))
-        negatives = negatives and check_prompts([text or "" for text in negatives])
+        negatives = negatives and check_prompts(["" if text is None else text for text in negatives])
+        negatives = negatives if negatives and any(negatives) else None
         options |= dict(guidance=guidance, steps=steps, sampler=sampler, batch_size=batch_size, progress=progress)
         return pictures_of(self.diffusion, self._encode, prompts, negatives, single, n, seed, output, options)
 
@@ -169,7 +170,7 @@ class ClassToImage:
 
         The class None asks for nothing: the unconditional model. All else is as in TextToImage; negative is a class.
         """
-        labels = labels.tolist() if isinstance(labels, torch.Tensor) else labels
+        labels = labels.tolist() if hasattr(labels, "tolist") else labels
         single = isinstance(labels, str) or not hasattr(labels, "__iter__")
         labels = [self.number(label) for label in ([labels] if single else labels)]
         negatives = None if negative is None else for_each("negative", negative, len(labels))
@@ -209,7 +210,7 @@ def open_model(name, device=None, download=False):
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if Path(name).is_dir() or Path(name).suffix or "/" in str(name) or "\\" in str(name):
         return from_pretrained(name, device, download), read_card(name, download)
-    return load(name, device), read_card(name)
+    return load(str(name), device), read_card(str(name))
 
 
 def check_model(model, takes, what):
@@ -239,7 +240,7 @@ def class_names(card):
 
 def for_each(name, value, count):
     """A list of `count`: the value for all, or the list or tuple that it is. ValueError for another length."""
-    if isinstance(value, torch.Tensor):
+    if hasattr(value, "tolist"):  # a tensor or an array
         value = value.tolist()
     if not isinstance(value, (list, tuple, range)):
         return [value] * count

@@ -2,6 +2,7 @@
 
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -112,7 +113,8 @@ def test_a_seed_for_each_prompt(pipe):
     for seed, prompt, row in zip((3, 4, 5, 6), PROMPTS, rows):
         assert close(pipe(prompt, n=2, seed=seed, **QUICK), row)
     assert not close(rows[0], rows[3], 0.01)
-    assert close(pipe(PROMPTS, n=2, seed=range(3, 7), **QUICK), rows)
+    for seeds in (range(3, 7), torch.arange(3, 7), np.arange(3, 7)):
+        assert close(pipe(PROMPTS, n=2, seed=seeds, **QUICK), rows)
 
 
 def test_the_empty_prompt_is_the_unconditional_model(pipe):
@@ -132,6 +134,8 @@ def test_negative_prompts(pipe):
     expected = sample(pipe.diffusion, 2, y=text, negative=away, guidance=5.0, steps=3, progress=False).clamp(-1, 1)
     found = pipe("a red circle", n=2, negative="a blue one..", **QUICK)
     assert close(found, expected) and not close(found, plain, 0.01)
+    assert close(pipe(PROMPTS, n=1, negative=["", None, "", None], guidance=1, **QUICK),
+                 pipe(PROMPTS, n=1, guidance=1, **QUICK))  # fmt: skip
     assert close(pipe("a red circle", n=1, negative="a red circle", guidance=9, **QUICK),
                  pipe("a red circle", n=1, guidance=1, **QUICK))  # the two halves agree
     rows = pipe(PROMPTS, n=1, negative=["b", "", "a much longer one", None], **QUICK)
@@ -214,6 +218,8 @@ def test_progress(pipe, capsys, monkeypatch):
     assert "100%" in shown and "8/8" in shown
     pipe(PROMPTS, n=2, **QUICK)
     assert not capsys.readouterr().err
+    pipe(PROMPTS, n=2, steps=3, t_end=0.2)
+    assert "100%" in capsys.readouterr().err  # also where the last step ends before the data
     steps = []
     pipe(PROMPTS, n=1, batch_size=3, on_step=steps.append, **QUICK)
     assert [len(step.x) for step in steps] == [3, 3, 3, 1, 1, 1]
@@ -280,9 +286,19 @@ def test_missing_and_damaged_models(tmp_path):
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(ValueError, match="model.safetensors .* is truncated"):
         ClassToImage.from_pretrained(tmp_path / "cut")
-    (tmp_path / "cut" / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="config.json is truncated or no JSON"):
-        ClassToImage.from_pretrained(tmp_path / "cut")
+    for damaged in (b"{", b"[]", b"null", b"\xff\xfe"):
+        (tmp_path / "cut" / "config.json").write_bytes(damaged)
+        with pytest.raises(ValueError, match="config.json is truncated or no JSON"):
+            ClassToImage.from_pretrained(tmp_path / "cut")
+
+
+def test_a_run_is_not_yet_a_model(digits_run):
+    with pytest.raises(FileNotFoundError, match="is a run of training.*minidiff export .*digits"):
+        ClassToImage.from_pretrained(digits_run)
+
+
+def test_shipped_names_may_be_paths():
+    assert ClassToImage.from_pretrained(Path("emoji-unet"), device="cpu").count == 10
 
 
 def test_models_of_another_kind():
@@ -319,7 +335,7 @@ def test_other_value_ranges():
 
 def test_classes_by_number_and_name(classes):
     expected = sample(classes.diffusion, 2, y=1, guidance=3.0, steps=3, progress=False).clamp(-1, 1)
-    for dog in (1, "dog", torch.tensor(1), np.int64(1)):
+    for dog in (1, "dog", torch.tensor(1), np.int64(1), np.array(1)):
         assert close(classes(dog, n=2, **QUICK), expected)
     rows = classes(["tree", 1, None], n=2, **QUICK)
     assert rows.shape == (3, 2, 3, 8, 8) and close(rows[1], expected)
@@ -419,6 +435,16 @@ def test_encoders_that_do_not_answer(pipe):
         TextToImage(pipe.diffusion, lambda prompts: torch.zeros(1, 3, 6))("a", **QUICK)
     with pytest.raises(ValueError, match="must give a minidiff.Text of 2 prompts, got one of 1"):
         TextToImage(pipe.diffusion, lambda prompts: Letters()(prompts[:1]))(["a", "b"], **QUICK)
+
+
+def test_each_picture_has_its_own_target(pipe):
+    """Also where they are drawn in several batches."""
+    options = dict(gradient=lambda x, t, target: target.view(-1, 1, 1, 1) - x, target=torch.linspace(-1, 1, 8))
+    whole = pipe(PROMPTS, n=2, guidance=1, **options, **QUICK)
+    assert close(pipe(PROMPTS, n=2, guidance=1, batch_size=3, **options, **QUICK), whole)
+    options["target"] = options["target"].tolist()
+    assert close(pipe(PROMPTS, n=2, guidance=1, batch_size=3, **options, **QUICK), whole)
+    assert not close(pipe(PROMPTS, n=2, guidance=1, **options | dict(target=0.5), **QUICK), whole, 0.01)
 
 
 def test_drawing_needs_no_pipeline():

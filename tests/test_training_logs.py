@@ -125,6 +125,12 @@ def test_sheets_of_prompts(tmp_path):
     assert cells(tmp_path / "a" / "samples" / "step-00000002.png") == (2, 2)
     run(tmp_path / "b", sampling=dict(steps=2), **arguments)  # of the captions at hand
     assert cells(tmp_path / "b" / "samples" / "step-00000002.png") == (3, 3)
+    places = arguments | dict(network="uvit_test", model={"text_dim": 8, "num_text_tokens": 1})
+    run(tmp_path / "c", sampling=sampling, **places)  # texts longer than that are cut, as in training
+    assert cells(tmp_path / "c" / "samples" / "step-00000002.png") == (2, 2)
+    with pytest.raises(ValueError, match=r"prompts=\['a 1', 'a 2', 'a 3'\] need encode="):
+        run(tmp_path / "d", sampling=sampling, **arguments | dict(encode=None))
+    assert not (tmp_path / "d").exists()
 
 
 def test_tensorboard(tmp_path):

@@ -83,7 +83,7 @@ def sample(
     y, negative = _labels("y", y, num, diffusion), _labels("negative", guiding.pop("negative", None), num, diffusion)
     check_labels(diffusion.network, y, num)
     _check_negative(negative, y, num, diffusion)
-    target = _for_each(target, num, diffusion.device)
+    target = targets_of(target, num, diffusion.device)
     _check_target(gradient, target)
     clipped = diffusion.latents is None if clipped is None else clipped
     batches = [slice(first, min(first + batch_size, num)) for first in range(0, num, batch_size)]
@@ -244,7 +244,7 @@ def _labels(name, y, num, diffusion):
     return y.expand(num) if y.ndim == 0 else y
 
 
-def _for_each(target, num, device):
+def targets_of(target, num, device):
     """What a gradient aims at, num of them: numbers as a tensor, anything else as a list."""
     if target is None:
         return None

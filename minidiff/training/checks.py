@@ -38,6 +38,14 @@ def check_whole(**values):
             raise ValueError(f"{name}={value!r}: a whole number from 1 on.")
 
 
+def check_prompts(sampling, encode):
+    """Raise ValueError for prompts that nobody could encode when the first samples are due."""
+    prompts = (sampling or {}).get("prompts")
+    if prompts is not None and not callable(encode):
+        raise ValueError(f"sampling: prompts={prompts!r} need encode=..., a function from a list of texts to a "
+                         "minidiff.Text, also where the data set has embeddings; or leave them out.")
+
+
 def check_checkpointing(network):
     """Raise ValueError unless a network can compute its blocks anew in the backward pass."""
     if not hasattr(network, "checkpoint"):

@@ -5,6 +5,7 @@ import torch
 from minidiff.images import save_grid
 from minidiff.metrics import features_of, frechet, kernel
 from minidiff.samplers import sample
+from minidiff.text import padded
 
 KERNEL = 5000  # features at most for the kernel distance, whose cost grows with their square
 
@@ -61,7 +62,9 @@ def sheet(diffusion, path, y, encode, sampling, writes=True):
     options = dict(num=16, progress=False) | sampling
     prompts = options.pop("prompts", None)
     if prompts is not None:
-        options |= dict(num=len(prompts), y=encode(list(prompts)).to(diffusion.device))
+        text, places = encode(list(prompts)), getattr(diffusion.network, "num_text_tokens", None)
+        text = text if places is None else padded(text, places)
+        options |= dict(num=len(prompts), y=text.to(diffusion.device))
     elif "y" not in options and y is not None:
         classes = getattr(diffusion.network, "num_classes", 0)
         options["num"] = options["num"] if classes else min(options["num"], len(y[:options["num"]].tokens))

@@ -16,7 +16,15 @@ import torch
 from torch import nn
 
 from minidiff.training.checkpoint import identity, load_checkpoint, make_folder, save_checkpoint, trained
-from minidiff.training.checks import AMP, check_checkpointing, check_data, check_gradients, check_options, check_whole
+from minidiff.training.checks import (
+    AMP,
+    check_checkpointing,
+    check_data,
+    check_gradients,
+    check_options,
+    check_prompts,
+    check_whole,
+)
 from minidiff.training.data import batches, stream_seed
 from minidiff.training.ema import EMA
 from minidiff.training.evaluation import sheet
@@ -91,6 +99,7 @@ class Trainer:
         fixed |= {"ema_halflife": ema_halflife} if ema_halflife else {}
         check_options(steps, fixed, decay, accumulate, self.world)
         check_whole(batch_size=batch_size, save_every=save_every, keep=keep, log_every=log_every)
+        check_prompts(sampling, encode)
         self.diffusion, self.dataset, self.steps, self.batch_size = diffusion, dataset, steps, batch_size
         self.weight, self.times, self.p_uncond, self.seed = weight, times, p_uncond, seed
         self.folder, self.save_every, self.keep, self.stop_after = folder, save_every, keep, stop_after
