@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from shard_files import SIZE, load, make_shards, take
+from shard_files import SIZE, load, make_shards, make_tar, sample, take
 
 from minidiff import Text
 from minidiff.datasets import Record, cache_shards, write_shards
 from minidiff.datasets.shard_reading import index
+from minidiff.text import collate_texts
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +142,30 @@ def test_only_texts_or_only_latents(folder, tmp_path):
         assert torch.equal(one.image, two.image) and two.caption.tokens.shape == (4, 2) and two.caption.pooled is None
     cache_shards(load(folder), tmp_path / "latents", encode_images=halved, progress=False)
     assert [r.caption for r in load(tmp_path / "latents")] == [r.caption for r in load(folder)]
+
+
+def test_half_a_character_does_not_stop_a_long_run(tmp_path):
+    """JSON can hold half of an emoji, where a caption was cut; UTF-8 cannot."""
+    make_tar(tmp_path / "a.tar", {str(n): sample(n, txt=None, json=b'{"caption": "a cat \\ud83d"}') for n in range(2)})
+    assert [record.caption for record in load(tmp_path / "a.tar")] == ["a cat ?"] * 2
+    cache_shards(load(tmp_path / "a.tar"), tmp_path / "b", progress=False,
+                 encode_text=lambda captions: torch.ones(len(captions), 4, 2))  # fmt: skip
+    records = [Record(torch.zeros(3, SIZE, SIZE), 0, "a cat \ud83d")]
+    write_shards(records, tmp_path / "c")
+    assert [record.caption for record in load(tmp_path / "c")] == ["a cat ?"]
+
+
+def test_captions_that_say_nothing(folder, tmp_path):
+    """No token is kept of an empty caption, and it comes back as a text without any."""
+    def encode(captions):
+        mask = torch.tensor([[caption == "picture 1"] * 2 for caption in captions])
+        return Text(torch.ones(len(captions), 2, 7), mask, torch.ones(len(captions), 3))
+
+    cache_shards(load(folder), tmp_path, encode_text=encode, progress=False)
+    (_, _, captions), _ = take(load(tmp_path), 1)[0]
+    text = collate_texts(captions)
+    assert text.tokens.shape == (8, 16 if text.mask.any() else 1, 7) and not text.tokens[~text.mask].any()
+    assert [len(record.caption.tokens) for record in load(tmp_path)][:3] == [0, 2, 0]
 
 
 def test_bad_encoders_are_told(folder, tmp_path):

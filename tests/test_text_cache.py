@@ -106,16 +106,14 @@ def test_processes_that_write_at_the_same_time(tmp_path):
 
 
 def test_the_second_time_is_quick(tmp_path):
-    """A tenth of the 10,000 captions that take a fiftieth of the time, and less asked for, on busy machines."""
+    """Less is asked for than the fifty times of benchmarks/text_cache.py: machines are busy, the encoder is quick."""
     encoder = text_encoder("words")
-    prompts = sorted(set(load_dataset("shapes").batch(range(2000))[2]))[:1000]
-    begin = time.perf_counter()
+    prompts = sorted(set(load_dataset("shapes", unsaid=0.3).batch(range(20_000))[2]))[:5000]
+    begin = time.process_time()
     CachedEncoder(encoder, tmp_path)(prompts)
-    first, begin = time.perf_counter() - begin, time.perf_counter()
-    cached = CachedEncoder(Counting(encoder, most=0), tmp_path)
-    best = 9.0
+    first, seconds = time.process_time() - begin, []
     for _ in range(5):
-        begin = time.perf_counter()
-        cached(prompts)
-        best = min(best, time.perf_counter() - begin)
-    assert first / best > 15, (first, best)
+        begin = time.process_time()
+        CachedEncoder(Counting(encoder, most=0), tmp_path)(prompts)
+        seconds.append(time.process_time() - begin)
+    assert first / min(seconds) > 25, (first, seconds)

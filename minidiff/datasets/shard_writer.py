@@ -175,7 +175,7 @@ def _stored(row, format, quality, picture=True):
         if row.caption.pooled is not None:
             members["pooled.npy"] = _npy(row.caption.pooled)
     elif row.caption is not None:
-        members["txt"] = row.caption.encode()
+        members["txt"] = row.caption.encode("utf-8", "replace")
     members["json"] = json.dumps(row.about).encode()
     return members
 

@@ -200,6 +200,7 @@ class Shards:
             return decoded_array(parts["tokens"], 2), pooled
         text = parts["txt"].decode("utf-8-sig", "replace") if "txt" in parts else about.get("caption")
         text = " ".join(text.split()) if isinstance(text, str) else ""
+        text = text.encode("utf-8", "replace").decode()  # JSON can hold half of an emoji, which nobody could write
         if self.need_caption and not text:
             raise Skip("no caption")
         return text
