@@ -1,7 +1,9 @@
 """The cache of encoded prompts: the same values, each text encoded once, whatever interrupts or damages it."""
 
 import multiprocessing
+import os
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -71,6 +73,23 @@ def test_damaged_and_unfinished_shards_are_encoded_again(tmp_path):
         again = CachedEncoder(encoder, tmp_path, chunk=100)(CAPTIONS)
     assert len(caught) == 2 and 100 < len(encoder.seen) <= 200
     assert torch.allclose(again.tokens, truth.tokens, atol=4e-3)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux")
+def test_many_shards_take_no_open_files(tmp_path):
+    """A million captions are a thousand shards, and a process may have that many files open."""
+    before = len(os.listdir("/proc/self/fd"))
+    cached = CachedEncoder(tiny(), tmp_path, chunk=10)
+    cached(CAPTIONS)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 40
+    assert len(os.listdir("/proc/self/fd")) < before + 5
+
+
+def test_a_folder_whose_encoder_cannot_be_read(tmp_path):
+    CachedEncoder(tiny(), tmp_path)
+    (tmp_path / "encoder.json").write_text("{")
+    with pytest.raises(ValueError, match="encoder.json does not tell whose folder .* delete it"):
+        CachedEncoder(tiny(), tmp_path)
 
 
 def test_many_small_shards_are_joined(tmp_path):
