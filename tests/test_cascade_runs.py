@@ -20,7 +20,7 @@ def enlarger(**options):
     torch.manual_seed(0)
     network = create_model("efficient_unet_test", img_size=SIZE, text_dim=8)
     torch.nn.init.normal_(network.conv_out.weight, std=0.1)  # a fresh network says nothing
-    return Enlarger(network, schedules.cosine(), "v", small=SMALL, shape=(3, SIZE, SIZE), **options)
+    return Enlarger(network, schedules.cosine(), small=SMALL, shape=(3, SIZE, SIZE), **options)
 
 
 def text(count):

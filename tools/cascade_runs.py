@@ -94,7 +94,7 @@ def learn(stage, name, tier, top, shapes, encode, device, arguments):
     options = dict(shape=(3, size, size))
     if stage == "enlarger":
         network = create_model("efficient_unet_tiny", img_size=size, **tier["enlarger"], **TEXT)
-        diffusion = Enlarger(network, schedules.cosine(), "v", small=SMALL, top=top, **options)
+        diffusion = Enlarger(network, schedules.cosine(), "x0", small=SMALL, top=top, **options)
         inputs = {"low_res": torch.zeros(1, 3, SMALL, SMALL)}
     else:
         network = create_model("ddpm_tiny", image_size=size, **tier[stage], **TEXT)

@@ -1,6 +1,6 @@
 """A cascade in small: a diffusion model that enlarges, and a reader of rough pictures. Notebook 19 takes it apart.
 
-    enlarger = Enlarger(network, schedules.cosine(), "v", small=16, shape=(3, 32, 32))
+    enlarger = Enlarger(network, schedules.cosine(), small=16, shape=(3, 32, 32))
     pictures = enlarge(enlarger, small_ones, y, level=0.1)
 
 What enlarges has learnt from true small pictures, and gets those that another model made. Noise on the small picture,
@@ -27,9 +27,11 @@ class Enlarger(Diffusion):
 
     The network takes `low_res` (B, C, small, small) and `low_res_time` (B,), how noisy that is, in 0 .. 999, as
     `efficient_unet_tiny` does. In training levels are uniform in [0, top]; top=0 leaves the small pictures clean.
+    It predicts x0, most of which low_res shows: that network halves the noisy picture at once, and takes long to learn
+    to hand through the noise of every pixel, as "v" and "eps" want it at small t.
     """
 
-    def __init__(self, network, schedule, prediction="v", *, small=16, top=1.0, **options):
+    def __init__(self, network, schedule, prediction="x0", *, small=16, top=1.0, **options):
         super().__init__(network, schedule, prediction, **options)
         self.small, self.top = small, top
 
