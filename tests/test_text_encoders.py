@@ -371,3 +371,30 @@ def test_stored_weights_can_be_trained_on(tmp_path, monkeypatch):
     on = smoke(tmp_path / "c", "--seed", "1", "--start", str(tmp_path / "a" / "weights"))
     assert (on - first).norm() < 0.2 * (other - first).norm()
     assert "--start" in json.loads((tmp_path / "c" / "weights" / "config.json").read_text())["card"]["command"]
+
+
+@pytest.mark.parametrize("table, asked", [(10_000, {256, 44}), (500, {4, 256})])
+def test_captions_of_a_data_set_in_memory_are_kept_while_they_are_few(monkeypatch, table, asked):
+    """What they take is that of the longest of many, not of the first, which may say nothing."""
+    monkeypatch.setattr("minidiff.training.data.TABLE", table)
+    sizes = []
+
+    def encode(captions):
+        sizes.append(len(captions))
+        longest = max(1, *(len(caption.split()) for caption in captions))
+        return Text(torch.ones(len(captions), longest, 3))
+
+    captions = ["", *(f"a caption {number}" for number in range(299))]
+    pictures = InMemory(torch.zeros(300, 3, 8, 8), torch.zeros(300), captions, [])
+    network = create_model("ascend_test", text_dim=3)
+    stream = batches(pictures, 4, 0, 0, World(torch.device("cpu")), network, encode=encode)
+    for _ in range(3):
+        assert next(stream)[1].tokens.shape == (4, 3, 3)
+    assert set(sizes) == asked
+
+
+def test_a_data_set_without_pictures_says_so(words):
+    nothing = InMemory(torch.zeros(0, 3, 8, 8), torch.zeros(0), [], [])
+    network = create_model("ascend_test", text_dim=words.dim)
+    with pytest.raises(ValueError, match="the data set is empty"):
+        next(batches(nothing, 4, 0, 0, World(torch.device("cpu")), network, encode=words))

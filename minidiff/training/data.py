@@ -119,8 +119,8 @@ def to_device(tensor, device):
 
 def _gathered(dataset, batch_size, seed, start, world, condition):
     images = torch.as_tensor(dataset.images(), dtype=torch.float32).to(world.device)
-    conditions = _table(dataset, condition)
     indices = shuffled(len(images), batch_size, seed, world.device)
+    conditions = _table(dataset, condition)
     for step in itertools.count(start):
         chosen = world.mine(indices(step))
         yield images[chosen], conditions(chosen), None
@@ -135,10 +135,10 @@ def _table(dataset, condition):
         return lambda chosen: None
     captions = list(dataset.captions)
     different = list(dict.fromkeys(captions))
-    first = condition.text(different[:1])
-    if first.tokens.numel() * len(different) > TABLE:
+    parts = [condition.text(different[:256])]
+    if parts[0].tokens[0].numel() * len(different) > TABLE:
         return lambda chosen: condition.text([captions[index] for index in chosen.tolist()])
-    parts = [condition.text(different[at:at + 256]) for at in range(0, len(different), 256)]
+    parts += [condition.text(different[at:at + 256]) for at in range(256, len(different), 256)]
     longest = max(part.tokens.shape[1] for part in parts)
     parts = [padded(part, longest) for part in parts]
     text = Text(*(None if column[0] is None else torch.cat(column) for column in zip(*parts)))
