@@ -46,6 +46,13 @@ def test_miss_names_what_is_wrong(shown, word):
     assert miss(ASKED, seen) == word
 
 
+def test_things_are_exchanged_whatever_their_sizes():
+    asked = "a small red circle left of a large blue square"
+    assert miss(asked, shapes.parse("a small blue square left of a small red circle")) == "places exchanged"
+    assert miss(asked, shapes.parse("a large blue circle left of a large red square")) == "colours exchanged"
+    assert miss(asked, shapes.parse("a large blue circle left of a large green square")) == "several"
+
+
 def test_sizes_can_be_exchanged():
     seen = shapes.parse("a large red circle left of a small blue square")
     assert miss("a small red circle left of a large blue square", seen) == "sizes exchanged"

@@ -20,9 +20,9 @@ RIGHT, WRONG, FRAME = "#007A5A", "#B84300", "#C8C8C8"
 def miss(caption, seen):
     """What is wrong with a picture that shows `seen`, a Scene or None, and should show its caption; "" if nothing is.
 
-    "unreadable"; "count"; "places exchanged", where each thing is right and stands where the other should; "colours
-    exchanged", "shapes exchanged", "sizes exchanged", where nothing else is wrong; else the one that is wrong of
-    "colour", "shape", "size", "relation", or "several".
+    "unreadable"; "count"; "places exchanged", where each thing has its colour and shape and stands where the other
+    should; "colours exchanged" or "shapes exchanged", where the other is right, all whatever the sizes; "sizes
+    exchanged"; else the one that is wrong of "colour", "shape", "size", "relation", or "several".
     """
     asked = canonical(parse(caption))
     if seen is None:
@@ -34,10 +34,11 @@ def miss(caption, seen):
     exchanged = [name for name in names if _fits(asked.things, seen.things[::-1], name)]
     if seen.relation != asked.relation:
         return "several" if wrong else "relation"
-    if wrong and len(exchanged) == len(names):
-        return "places exchanged"
+    told = [name for name in wrong if name != "size"]
+    if told and set(told) <= set(exchanged):
+        return "places exchanged" if {"colour", "shape"} <= set(exchanged) else f"{told[0]}s exchanged"
     if len(wrong) == 1:
-        return f"{wrong[0]}s exchanged" if wrong[0] in exchanged else wrong[0]
+        return "sizes exchanged" if wrong == ["size"] and "size" in exchanged else wrong[0]
     return "several" if wrong else ""
 
 
