@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from minidiff.errors import unknown_name
-from minidiff.losses import logit_normal_times, loss_weight
+from minidiff.losses import late_times, logit_normal_times, loss_weight
 from minidiff.prediction import SIGMA_DATA, Prediction, check_kind, target
 from minidiff.schedules import match
 from minidiff.variational import posterior, prior_term, variational_term
@@ -26,7 +26,7 @@ TIMES = {
     "sigma": lambda t, schedule: schedule(t)[1],  # score_sde on VE
 }
 
-TRAINING_TIMES = {"logit_normal": logit_normal_times}  # besides each schedule's own
+TRAINING_TIMES = {"logit_normal": logit_normal_times, "late": late_times}  # besides each schedule's own
 
 
 def log_sigma(t, schedule):
@@ -90,7 +90,7 @@ class Diffusion(nn.Module):
     def sample_times(self, n, generator=None, device=None, times=None):
         """n training times (n,): uniform over the discrete steps or over [1e-5, 1]; EDM: log sigma ~ N(-1.2, 1.2).
 
-        With times="logit_normal" the middle of [0, 1] is preferred (losses.py), whatever the schedule.
+        With times="logit_normal" the middle of [0, 1] is preferred, with "late" its end (losses.py), on any schedule.
         """
         device = device or self.device
         if times is not None:

@@ -44,3 +44,12 @@ def logit_normal_times(n, mean=0.0, std=1.0, generator=None, device=None):
     """n training times (n,), logit-normal: for `diffusion.loss(x0, t=...)`, or `train(..., times="logit_normal")`."""
     u = torch.rand(n, generator=generator, device=device)
     return logit_normal(u.clamp(1e-6, 1 - 1e-6), mean, std).clamp(min=1e-5)
+
+
+def late_times(n, shift=3.0, generator=None, device=None):
+    """n training times (n,), more of them at high noise: `train(..., times="late")`, where text decides most.
+
+    t = k u / (1 + (k - 1) u) for uniform u, the shift of SD3 (Esser et al. 2024, section 5.3.2), on any schedule.
+    """
+    u = torch.rand(n, generator=generator, device=device)
+    return (shift * u / (1 + (shift - 1) * u)).clamp(min=1e-5)

@@ -7,7 +7,7 @@ import torch
 
 from minidiff import Diffusion, create_model, schedules
 from minidiff.diffusion import TIMES, drop_condition
-from minidiff.losses import logit_normal_times, loss_weight
+from minidiff.losses import late_times, logit_normal_times, loss_weight
 from minidiff.prediction import KINDS, Prediction, clip, target
 from minidiff.variational import posterior, prior_term
 
@@ -251,6 +251,13 @@ IMAGES = torch.zeros(2, 3, 8, 8)
 def test_bad_values_are_named(bad, says):
     with pytest.raises(ValueError, match=says):
         bad()
+
+
+def test_late_times_have_their_distribution():
+    t = late_times(20_000, generator=torch.Generator().manual_seed(0))
+    assert t.min() > 0 and t.max() <= 1
+    for level in (0.2, 0.5, 0.85):  # a share u of them is below 3 u / (1 + 2 u)
+        assert (t < level).float().mean() == pytest.approx(level / (3 - 2 * level), abs=0.01)
 
 
 def test_logit_normal_times_have_their_distribution():

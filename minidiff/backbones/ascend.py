@@ -18,6 +18,8 @@ model of 128 pixels. What is decided here:
 - time, label and pooled text are one vector, as in ADM; it shifts and scales both norms of every Swin block (from zero
   at the start), and the second norm of every residual block;
 - n units in each level of the encoder and n + 1 in the decoder, each joined with one map of the encoder, as in ADM;
+- attention in windows knows distances and no places, and the text says what stands where. With `coordinates` the first
+  convolution sees the row and the column of every pixel, too (CoordConv, Liu et al. 2018); the text models have it;
 - only the encoder and the middle listen to the text: cross-attention ends every unit at `attn_resolutions`. A residual
   encoder has self-attention there too, before it; the decoder is convolution alone. The middle is residual, attention,
   text, residual. A picture without text attends to one learned token, `null_text`;
@@ -65,7 +67,7 @@ class ASCEND(nn.Module):
     attn_resolutions: the sizes at which the encoder attends to the text, and a residual one to itself.
     num_classes: y is labels (B,) from 0, num_classes itself for 'none'. text_dim: y is Text with tokens (B, L,
     text_dim), L of any size, or the bare tokens; pooled_dim: the width of y.pooled, a missing one adds nothing.
-    text_attention: "cross" or "joint", as above.
+    text_attention: "cross" or "joint", coordinates: whether places are known, both as above.
     `network.checkpoint = True` spares memory in training, see layers.run.
     Raises ValueError for an unknown choice and for sizes that do not fit together.
     """
@@ -76,7 +78,7 @@ class ASCEND(nn.Module):
         self, img_size=32, in_channels=3, channels=128, channel_mult=(1, 2, 2, 2), num_blocks=2, window_size=8,
         head_dim=64, mlp_ratio=4.0, attn_resolutions=(16,), dropout=0.0, encoder="swin", decoder="residual", skips=True,
         resample="patch", group_width=1, num_classes=0, text_dim=0, pooled_dim=0,
-        text_attention="cross",
+        text_attention="cross", coordinates=False,
     ):  # fmt: skip
         super().__init__()
         counts = [num_blocks] * len(channel_mult) if isinstance(num_blocks, int) else list(num_blocks)
@@ -101,7 +103,10 @@ class ASCEND(nn.Module):
             return SwinPair(widths[level], joined, sizes[level], window_size, mlp_ratio, **inner)
 
         down, up = (PatchMerge, PatchExpand) if resample == "patch" else (ConvDown, ConvUp)
-        self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
+        self.conv_in = nn.Conv2d(in_channels + 2 * coordinates, widths[0], 3, padding=1)
+        line = torch.linspace(-1, 1, img_size)
+        places = torch.stack([line[:, None].expand(-1, img_size), line.expand(img_size, -1)])[None]  # row, column
+        self.register_buffer("places", places.contiguous() if coordinates else None, persistent=False)
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
         for level, count in enumerate(counts):
             stage = nn.ModuleDict({"units": nn.ModuleList()})
@@ -128,6 +133,8 @@ class ASCEND(nn.Module):
     def forward(self, x, time, y=None):
         check_images(x, self.shape, time, y)
         emb, text, mask = self.embed(time, y, x.dtype)
+        if self.places is not None:
+            x = torch.cat([x, self.places.to(x.dtype).expand(len(x), -1, -1, -1)], dim=1)
         h = self.conv_in(x.contiguous(memory_format=torch.channels_last))  # all maps inherit it: no block copies them
         kept = [h]
         for stage in self.encoder:
@@ -263,7 +270,7 @@ def check(encoder, decoder, resample, text_attention, counts, channel_mult):
         raise ValueError(f"num_blocks must be one number or {levels}, as channel_mult has levels, got {len(counts)}")
 
 
-TEXT = dict(text_dim=1024, pooled_dim=1024, attn_resolutions=(32, 16, 8))
+TEXT = dict(text_dim=1024, pooled_dim=1024, attn_resolutions=(32, 16, 8), coordinates=True)
 SIZES = {
     "cifar10": dict(img_size=32, channel_mult=(1, 2, 2, 2)),  # FID 2.98
     "cub64": dict(img_size=64, channel_mult=(1, 2, 3, 4), attn_resolutions=(16, 8)),

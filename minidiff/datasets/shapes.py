@@ -35,7 +35,7 @@ __all__ = ["COLOURS", "HELD_OUT", "RELATIONS", "SHAPES", "SIZES", "Scene", "Shap
            "load", "parse", "read", "score"]  # fmt: skip
 
 
-def load(*, size=16, split="train", scenes="both", seed=0, num=100_000, held_out=None, unsaid=0.0):
+def load(*, size=16, split="train", scenes="both", seed=0, num=100_000, held_out=None, unsaid=0.0, turned=0.0):
     """The `Shapes` data set of pictures (3, size, size), size >= 16.
 
     `scenes` "one", "two" or "both" objects. Item i of a seed is the same scene at every size and for every `num`, which
@@ -44,24 +44,28 @@ def load(*, size=16, split="train", scenes="both", seed=0, num=100_000, held_out
     `held_out` is a list of pairs that "train" and "test" never show, (colour, shape) or (relation, shape), or
     "default", which means `HELD_OUT`; then the split "held_out" shows at least one of them in every picture. With
     ("left of", "cross") no cross stands left of anything, however that is put. `unsaid` is the share of sizes that
-    captions leave out: 'a red circle above a small blue square'.
+    captions leave out: 'a red circle above a small blue square'. `turned` is the share of captions of two objects that
+    are turned, where need be, to name the left or upper one first: with 0.5 three of four captions do, and a network
+    can first learn the rule and then its exceptions. By label a picture is still its scene's first object.
     """
-    return Shapes(size, split, scenes, seed, num, held_out, unsaid)
+    return Shapes(size, split, scenes, seed, num, held_out, unsaid, turned)
 
 
 class Shapes(torch.utils.data.Dataset):
     """`num` scenes; `.classes` are the 24 names "red circle", and a label says what the first object is."""
 
-    def __init__(self, size, split, scenes, seed, num, held_out=None, unsaid=0.0):
+    def __init__(self, size, split, scenes, seed, num, held_out=None, unsaid=0.0, turned=0.0):
         expect_whole("shapes", "size", size, 16)
         expect("shapes", "split", split, ("train", "test") if held_out is None else ("train", "test", "held_out"))
         expect("shapes", "scenes", scenes, ("one", "two", "both"))
         expect_whole("shapes", "seed", seed, 0, 2**62)
         expect_whole("shapes", "num", num, 1, 2**40)
         self.held_out = None if held_out is None else check_pairs(held_out, scenes, split)
-        if not isinstance(unsaid, (int, float)) or not 0 <= unsaid <= 1:
-            raise ValueError(f"data set 'shapes': unsaid={unsaid!r}, expected a share of the sizes, from 0 to 1.")
-        self.size, self.split, self.scenes, self.num, self.unsaid = size, split, scenes, num, unsaid
+        for name, share, of in (("unsaid", unsaid, "sizes"), ("turned", turned, "captions")):
+            if not isinstance(share, (int, float)) or not 0 <= share <= 1:
+                raise ValueError(f"data set 'shapes': {name}={share!r}, expected a share of the {of}, from 0 to 1.")
+        self.size, self.split, self.scenes, self.num = size, split, scenes, num
+        self.unsaid, self.turned = unsaid, turned
         self.stream = 2 * seed + (split != "train")
         self.classes = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
 
@@ -80,7 +84,10 @@ class Shapes(torch.utils.data.Dataset):
         return attributes(self._geometry(items))
 
     def _said(self, scenes, items):
-        """The scenes as captions tell them: without the sizes that are left `unsaid`."""
+        """The scenes as captions tell them: some `turned`, and without the sizes that are left `unsaid`."""
+        if self.turned:
+            turn = uniforms(substream(self.stream, -1), self._numbers(items), 1)[:, 0] < self.turned
+            scenes = [canonical(scene) if turned else scene for scene, turned in zip(scenes, turn)]
         if not self.unsaid:
             return scenes
         silent = uniforms(substream(self.stream, 0), self._numbers(items), 2) < self.unsaid
