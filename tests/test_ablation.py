@@ -34,7 +34,7 @@ def test_a_run_that_listens_is_recorded(root, tmp_path):
     done = subprocess.run([*command, "--out", tmp_path], capture_output=True, text=True, check=True)
     record = json.loads((tmp_path / "words" / "cpu" / "pooled.json").read_text())
     assert set(record) == TEXT_KEYS and record["told"] == "pooled" and set(record["accuracy"]) == {"seen", "held_out"}
-    assert set(record["worth"]) == {"colour", "shape", "size", "relation", "all", "right", "times"}
+    assert set(record["worth"]) == {"colour", "shape", "size", "order", "relation", "all", "right", "times"}
     assert (tmp_path / "words" / "cpu" / "pooled.png").exists() and "right in all" in done.stdout
 
 
