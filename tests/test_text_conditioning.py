@@ -17,6 +17,7 @@ CASES = {
     "iuvit, tokens": ("iuvit_test", dict(text_attention="tokens")),
     "ascend": ("ascend_test", {}),
     "ascend, joint": ("ascend_test", dict(text_attention="joint", attn_resolutions=(8, 4))),
+    "ascend, places": ("ascend_test", dict(coordinates=True, text_mlp=True)),
     "ascend, residual": ("ascend_test", dict(encoder="residual")),
     "ascend, residual, joint": ("ascend_test", dict(encoder="residual", text_attention="joint")),
     "efficient": ("efficient_unet_test", {}),

@@ -20,6 +20,8 @@ model of 128 pixels. What is decided here:
 - n units in each level of the encoder and n + 1 in the decoder, each joined with one map of the encoder, as in ADM;
 - attention in windows knows distances and no places, and the text says what stands where. With `coordinates` the first
   convolution sees the row and the column of every pixel, too (CoordConv, Liu et al. 2018); the text models have it;
+- with `text_mlp` every token goes through an MLP first, as in PixArt-alpha, but with a shortcut: keys and values are
+  linear, and who is meant can depend on two words at once ("left of", and which thing came first);
 - only the encoder and the middle listen to the text: cross-attention ends every unit at `attn_resolutions`. A residual
   encoder has self-attention there too, before it; the decoder is convolution alone. The middle is residual, attention,
   text, residual. A picture without text attends to one learned token, `null_text`;
@@ -41,6 +43,7 @@ from minidiff.backbones.swin import PatchExpanding, PatchMerging, SwinBlock
 from minidiff.errors import unknown_name
 from minidiff.layers import (
     LabelEmbedding,
+    Mlp,
     PooledText,
     Text,
     as_text,
@@ -67,7 +70,7 @@ class ASCEND(nn.Module):
     attn_resolutions: the sizes at which the encoder attends to the text, and a residual one to itself.
     num_classes: y is labels (B,) from 0, num_classes itself for 'none'. text_dim: y is Text with tokens (B, L,
     text_dim), L of any size, or the bare tokens; pooled_dim: the width of y.pooled, a missing one adds nothing.
-    text_attention: "cross" or "joint", coordinates: whether places are known, both as above.
+    text_attention: "cross" or "joint". coordinates, text_mlp: as above.
     `network.checkpoint = True` spares memory in training, see layers.run.
     Raises ValueError for an unknown choice and for sizes that do not fit together.
     """
@@ -78,7 +81,7 @@ class ASCEND(nn.Module):
         self, img_size=32, in_channels=3, channels=128, channel_mult=(1, 2, 2, 2), num_blocks=2, window_size=8,
         head_dim=64, mlp_ratio=4.0, attn_resolutions=(16,), dropout=0.0, encoder="swin", decoder="residual", skips=True,
         resample="patch", group_width=1, num_classes=0, text_dim=0, pooled_dim=0,
-        text_attention="cross", coordinates=False,
+        text_attention="cross", coordinates=False, text_mlp=False,
     ):  # fmt: skip
         super().__init__()
         counts = [num_blocks] * len(channel_mult) if isinstance(num_blocks, int) else list(num_blocks)
@@ -93,6 +96,7 @@ class ASCEND(nn.Module):
         self.label_embed = LabelEmbedding(num_classes, emb) if num_classes else None
         self.pooled_embed = PooledText(pooled_dim, emb) if pooled_dim else None
         self.null_text = nn.Parameter(0.02 * torch.randn(text_dim)) if text_dim else None
+        self.text_mlp = Mlp(text_dim, 2 * text_dim) if text_mlp else None
 
         joint = text_attention == "joint"
 
@@ -163,6 +167,7 @@ class ASCEND(nn.Module):
             text = as_text(y, self.text_dim)
             tokens, mask = null_for_empty(text, self.null_text)
             tokens = tokens.to(dtype)
+            tokens = tokens if self.text_mlp is None else tokens + self.text_mlp(tokens)
             emb = emb if self.pooled_embed is None else self.pooled_embed(emb, text)
         return F.silu(emb), tokens, mask
 
