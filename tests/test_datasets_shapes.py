@@ -237,3 +237,17 @@ def test_quick_to_draw():
         data.batch(range(64))
         best = min(best, time.process_time() - begin)
     assert best < 0.05
+
+
+def test_turned_captions_say_the_same_the_other_way_round():
+    plain, turned = (shapes.load(scenes="two", turned=share, unsaid=0.3) for share in (0.0, 1.0))
+    (images, labels, said), (same, numbers, turned_round) = plain.batch(range(200)), turned.batch(range(200))
+    assert torch.equal(images, same) and torch.equal(labels, numbers)
+    for caption, other in zip(said, turned_round):
+        assert shapes.parse(other).relation in ("left of", "above")
+        assert shapes.canonical(shapes.parse(caption)) == shapes.parse(other)
+    half = shapes.load(scenes="two", turned=0.5).batch(range(4000))[2]
+    first = sum(shapes.parse(caption).relation in ("left of", "above") for caption in half) / len(half)
+    assert first == pytest.approx(0.75, abs=0.03)
+    with pytest.raises(ValueError, match="turned=2, expected a share of the captions"):
+        shapes.load(turned=2)
