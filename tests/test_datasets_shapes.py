@@ -240,7 +240,7 @@ def test_quick_to_draw():
 
 
 def test_turned_captions_say_the_same_the_other_way_round():
-    plain, turned = (shapes.load(scenes="two", turned=share, unsaid=0.3) for share in (0.0, 1.0))
+    plain, turned = (shapes.load(scenes="two", turned=share) for share in (0.0, 1.0))
     (images, labels, said), (same, numbers, turned_round) = plain.batch(range(200)), turned.batch(range(200))
     assert torch.equal(images, same) and torch.equal(labels, numbers)
     for caption, other in zip(said, turned_round):
