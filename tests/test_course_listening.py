@@ -15,10 +15,10 @@ NETWORKS = {
 }  # fmt: skip
 
 
-def listener(kind, pooled_dim=384):
+def listener(kind, pooled_dim=384, **more):
     name, options = NETWORKS[kind]
     torch.manual_seed(0)
-    network = minidiff.create_model(name, text_dim=128, pooled_dim=pooled_dim, **options)
+    network = minidiff.create_model(name, text_dim=128, pooled_dim=pooled_dim, **options, **more)
     return minidiff.Diffusion(network, minidiff.schedules.cosine(), "v", shape=(3, 16, 16))
 
 
@@ -75,9 +75,9 @@ def test_explore_words_draws_a_map_for_each_word():
         listening.draw_words({"t": (torch.zeros(3, 16, 16), torch.zeros(3, 8, 8))}, ["a", "cat"])
 
 
-@pytest.mark.parametrize("kind", ["ascend", "cross"])
-def test_deaf_layers_hear_the_empty_prompt(kind):
-    model, encoder = listener(kind, pooled_dim=0), text_encoder("words")
+@pytest.mark.parametrize(("kind", "more"), [("ascend", {}), ("ascend", {"text_mlp": True}), ("cross", {})])
+def test_deaf_layers_hear_the_empty_prompt(kind, more):
+    model, encoder = listener(kind, pooled_dim=0, **more), text_encoder("words")
     y, x = encoder(["a red circle"]), torch.randn(1, 3, 16, 16)
     with torch.no_grad():
         for weights in model.parameters():  # else the last layers of a fresh network say nothing
@@ -146,15 +146,16 @@ def test_bars_have_a_bar_for_each_answer_and_stand_or_lie():
 
 
 def test_figures_of_recorded_runs():
-    worth = {"times": [0.1, 0.9], "colour": {"losses": [0.2, 0.1]}, "all": {"losses": [0.3, 0.4]}}
+    worth = {word: {"losses": [0.3, 0.4]} for word in ("colour", "order", "relation", "all")} | {"times": [0.1, 0.9]}
     run = {"curve": [0.5, 0.2], "training": {"steps": 100}, "prompts": 40, "worth": worth,
            "during": {"step": [50.0, 100.0], "all": [0.0, 0.5]}}  # fmt: skip
     left, right = listening_figures.draw_learning({"one": run, "two": run}).axes
     assert [line.get_xdata().tolist() for line in left.lines] == [[50, 100]] * 2
     assert [line.get_ydata().tolist() for line in right.lines] == [[0.0, 0.5]] * 2
-    panels = listening_figures.draw_worth({"one": run}, ["colour", "all"]).axes
-    assert [axes.get_title() for axes in panels] == ["wrong colour", "no words"]
-    assert panels[1].lines[0].get_ydata().tolist() == [0.3, 0.4]
+    panels = listening_figures.draw_worth({"one": run}, ["colour", "order", "relation", "all"]).axes
+    titles = ["wrong colour", "colours exchanged", "wrong relation", "no words"]
+    assert [axes.get_title() for axes in panels[:4]] == titles
+    assert panels[3].lines[0].get_ydata().tolist() == [0.3, 0.4]
     ratios = {(layer, word): [1.0, 2.0] for layer in ("mean", "encoder.0", "middle") for word in ("size", "shape")}
     time, layers = listening_figures.draw_heard(ratios, [0.1, 0.9], {"encoder.0": 8, "middle": 4}).axes
     assert [line.get_ydata().tolist() for line in layers.lines[:2]] == [[1.5, 1.5]] * 2

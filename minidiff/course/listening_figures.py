@@ -102,7 +102,7 @@ def draw_bars(evidence, x="", y="", log=False, panels=False):
     axes = row[0][0]
     axes.set_ylabel(y)
     place = "outside upper right" if x else "outside lower center"
-    figure.legend(*axes.get_legend_handles_labels(), loc=place, ncols=4)
+    figure.legend(*axes.get_legend_handles_labels(), loc=place, ncols=5)
     return figure
 
 
@@ -127,7 +127,7 @@ def draw_learning(runs):
     left.yaxis.set_minor_formatter(NullFormatter())
     right.set(xlabel="step", ylabel="share all right")
     right.set_ylim(bottom=0)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=len(runs))
     return figure
 
 
@@ -136,15 +136,23 @@ def draw_worth(runs, words):
     """By how much the losses of recorded runs {name: record} grow without each of the words, over the noise level."""
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(1, len(words), figsize=(2.1 * len(words), 2.7), squeeze=False)
-    for axes, word in zip(panels[0], words):
+    columns = min(3, len(words))
+    rows = -(-len(words) // columns)
+    figure, panels = plt.subplots(rows, columns, figsize=(9.2, 0.5 + 2.2 * rows), squeeze=False, sharex=True)
+    titles = {"order": "colours exchanged", "all": "no words"}
+    for axes, word in zip(panels.flat, words):
         for name, run in runs.items():
             axes.plot(run["worth"]["times"], run["worth"][word]["losses"], label=name)
         axes.axhline(0, color=GREY, linewidth=0.8, zorder=0)
-        axes.set(title="no words" if word == "all" else f"wrong {word}", xlabel="t", xlim=(0, 1))
+        axes.set(title=titles.get(word, f"wrong {word}"), xlim=(0, 1))
         axes.tick_params(axis="y", labelsize=8)
-    panels[0][0].set_ylabel("growth of the loss")
-    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    for axes in panels.flat[len(words):]:
+        axes.axis("off")
+    for axes in panels[-1]:
+        axes.set_xlabel("t")
+    for axes in panels[:, 0]:
+        axes.set_ylabel("growth of the loss")
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(runs))
     return figure
 
 
