@@ -10,7 +10,9 @@ emoji at 16 pixels, minutes a run; cpu-long: the same for five times as many ste
 import argparse
 import json
 import platform
+import sys
 import time
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -79,8 +81,8 @@ def main():
 def record_runs(about, experiments, tiers, run, result):
     """The command line of a tool that records runs: it makes those that are asked for and not there yet.
 
-    about: the tool's docstring; run(experiment, name, *experiments[experiment][name], arguments) -> (record, pictures);
-    result(record): what is said of a run that is done.
+    about: the tool's docstring; run(experiment, name, *experiments[experiment][name], arguments) -> (record, pictures),
+    a record without its `origin`; result(record): what is said of a run that is done.
     """
     parser = argparse.ArgumentParser(description=about.split("\n")[0])
     parser.add_argument("experiment", help=", ".join(experiments))
@@ -107,10 +109,24 @@ def record_runs(about, experiments, tiers, run, result):
             print(f"{path} is there already")
             continue
         record, samples = run(arguments.experiment, name, *runs[name], arguments)
+        record = origin(arguments, name) | record
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(strip(samples[:SHOWN])).save(path.with_suffix(".png"), optimize=True)
         write_text(path, json.dumps(record, indent=1) + "\n")
         print(f"wrote {path}: {result(record)}")
+
+
+def origin(arguments, name):
+    """What every record says of where it comes from."""
+    steps = f" --steps {arguments.steps}" * bool(arguments.steps)
+    return {
+        "format": FORMAT, "experiment": arguments.experiment, "run": name, "tier": arguments.tier,
+        "seed": arguments.seed, "command": f"python tools/{Path(sys.argv[0]).name} {arguments.experiment} {name}"
+                                           f" --tier {arguments.tier} --seed {arguments.seed}{steps}",
+        "date": time.strftime("%Y-%m-%d"),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(), "machine": platform.machine(), "torch": torch.__version__,
+    }  # fmt: skip
 
 
 def run(experiment, name, model, overrides, arguments):
@@ -136,11 +152,6 @@ def run(experiment, name, model, overrides, arguments):
     labels = data.labels[torch.randperm(len(data.labels), generator=torch.Generator().manual_seed(0))[:pictures]]
     fake = sample(history.ema, len(labels), y=labels, sampler="dpmpp_2m", steps=4 if arguments.smoke else 20, seed=1)
     record = {
-        "format": FORMAT, "experiment": experiment, "run": name, "tier": arguments.tier, "seed": arguments.seed,
-        "command": f"python tools/ablation.py {experiment} {name} --tier {arguments.tier} --seed {arguments.seed}"
-                   + f" --steps {arguments.steps}" * bool(arguments.steps),
-        "date": time.strftime("%Y-%m-%d"), "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        "threads": torch.get_num_threads(), "machine": platform.machine(), "torch": torch.__version__,
         "model": {"name": model, "arguments": network.arguments, "parameters": work.parameters, "flops": work.flops},
         "data": {"name": "emoji", "size": tier["size"], "train": len(data), "held_out": len(held_out)},
         "schedule": repr(diffusion.schedule), "prediction": diffusion.prediction, "training": options,

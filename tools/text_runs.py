@@ -10,7 +10,6 @@ data/results/EXPERIMENT/TIER/RUN.json with a strip of its last pictures, as tool
 minidiff.course.recorded. Runs that are recorded are skipped, interrupted ones go on.
 """
 
-import platform
 import time
 
 import torch
@@ -93,11 +92,6 @@ def run(experiment, name, model, overrides, told, arguments):
     accuracy = {key: {name: round(float(share), 4) for name, share in oracle_accuracy(pictures[key], captions).items()}
                 for key, captions in asked.items()}  # fmt: skip
     record = {
-        "format": 1, "experiment": experiment, "run": name, "tier": arguments.tier, "seed": arguments.seed,
-        "command": f"python tools/text_runs.py {experiment} {name} --tier {arguments.tier} --seed {arguments.seed}"
-                   + f" --steps {arguments.steps}" * bool(arguments.steps),
-        "date": time.strftime("%Y-%m-%d"), "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        "threads": torch.get_num_threads(), "machine": platform.machine(), "torch": torch.__version__,
         "model": {"name": model, "arguments": network.arguments, "parameters": work.parameters, "flops": work.flops},
         "data": {"name": "shapes"} | shapes, "told": told, "encoder": "words", "prompts": prompts,
         "captions": [*asked["seen"][:SHOWN // 2], *asked["held_out"][:SHOWN // 2]],
