@@ -338,6 +338,7 @@ def test_the_recipes_of_text_to_image(name, tmp_path, monkeypatch):
     data = load_dataset(**card["dataset"])
     if name == "shapes-ascend":
         assert data.held_out == shapes.HELD_OUT and 0 < data.unsaid < 1
+        assert card["first"]["data"]["turned"] == 1 and card["first"]["steps"] == 6
         assert {"test", "held_out"} <= set(card["oracle"]) and 0 <= card["oracle"]["held_out"]["relation"] <= 1
 
 

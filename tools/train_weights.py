@@ -213,6 +213,9 @@ def export(name, recipe, folder, out, arguments):
                    + (f" --start {arguments.start}" if arguments.start else ""),
         "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
+    if (folder / "first").exists():
+        begun = read_averaged(folder / "first")[1]
+        card["first"] = recipe["first"] | {"steps": begun["step"], "seconds": round(begun["seconds"])}
     if "encoder" in recipe:
         card["encoder"] = recipe["encoder"]
         if recipe["data"]["name"] == "shapes":
