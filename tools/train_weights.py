@@ -113,7 +113,8 @@ def main():
             lesson = recipe["first"]
             more = lesson["training"] | ({} if arguments.smoke else dict(steps=lesson["steps"]))
             data = load_dataset(**recipe["data"] | lesson["data"])
-            diffusion = train(diffusion, data, folder=folder / "first", device=device, **options | more).ema
+            begun = train(diffusion, data, folder=folder / "first", device=device, **options | more)
+            diffusion.load_state_dict(begun.ema.state_dict())
         train(diffusion, dataset, folder=folder, device=device, stop_after=arguments.stop_after_seconds, **options)
     export(name, recipe, folder, out, arguments)
 
