@@ -10,9 +10,11 @@ from minidiff.course.obedience import (  # noqa: E402
     answers,
     as_asked,
     changed,
+    compared,
     during,
     framed,
     miss,
+    renders,
     shares,
     trade_off,
     work,
@@ -115,6 +117,7 @@ def test_shares_draw_each_attribute_of_each_group():
         ("colour", "a green circle left of a small blue square"),
         ("shape", "a red square left of a small blue square"),
         ("relation", "a red circle right of a small blue square"),
+        ("order", "a blue circle left of a small red square"),
     ],
 )
 def test_changed_changes_one_word(name, caption):
@@ -128,8 +131,39 @@ def test_changed_refuses_what_is_not_said():
         changed(ASKED, "size")
     with pytest.raises(ValueError, match="says no relation"):
         changed("a red circle", "relation")
+    with pytest.raises(ValueError, match="says no order"):
+        changed("a red circle", "order")
     with pytest.raises(ValueError, match="weight"):
         changed(ASKED, "weight")
+
+
+@pytest.mark.parametrize("caption", [ASKED, "a blue cross below a large red cross", "a small green triangle"])
+def test_renders_show_their_caption_wherever_things_may_be(caption):
+    pictures = renders(caption, 40)
+    assert pictures.shape == (40, 3, 16, 16) and len(pictures.unique(dim=0)) == 40
+    assert not any(miss(caption, scene) for scene in shapes.read(pictures))
+    assert renders(caption, 7).equal(pictures[:7]) and not renders(caption, 7, seed=1).equal(pictures[:7])
+
+
+def test_renders_of_exchanged_colours_have_the_same_places():
+    ink = [(pictures < 0.9).any(1) for pictures in (renders(ASKED, 20), renders(changed(ASKED, "order"), 20))]
+    assert (ink[0] == ink[1]).float().mean() > 0.98  # thin edges of another colour
+    sizes = {scene.things[0].size for scene in shapes.read(renders(ASKED, 20))}
+    assert sizes == {"small", "large"}
+
+
+def test_compared_tells_what_a_run_costs_and_how_it_obeys():
+    record = {
+        "model": {"parameters": 1234, "flops": 5e6}, "seconds": 9,
+        "worth": {"right": {"mean": 0.05}, "all": {"mean": 0.02, "error": 0.001}},
+        "accuracy": {"seen": {"colour": 0.5, "all": 0.25}, "held_out": {"all": 0.125}},
+    }  # fmt: skip
+    head, line, row = compared({"net": record}).splitlines()
+    assert head.count("|") == line.count("|") == row.count("|")
+    assert row.startswith("| net | 1,234 | 5 | 9 | 0.0500 | 20.0 ± 1.0 | - | 50.0% |")
+    assert row.endswith("| 25.0% | 12.5% |")
+    record["worth"]["order"] = {"mean": 0.003, "error": 0.0}
+    assert "| 3.0 ± 0.0 |" in compared({"net": record})
 
 
 def test_during_draws_over_steps_and_over_work():

@@ -3,13 +3,17 @@
     answers(pictures, captions)               # pictures, with what was asked of each and what the oracle read
     shares({"never seen": accuracy})          # shares right of each attribute, with their 95 % intervals
     miss(caption, shapes.read(picture))       # what is wrong, in a word or two: "colours exchanged"
-    changed(caption, "colour")                # the caption with another colour
-    during(runs), trade_off(right, variety)   # recorded runs as they go on; what a guidance scale gives and takes
+    changed(caption, "colour")                # the caption with another colour; "order": the two colours exchanged
+    renders(caption, 1000)                    # pictures of a caption, at all places that it allows
+    during(runs), compared(runs)              # recorded runs as they went on, and a table of how they ended
+    trade_off(right, variety)                 # what a guidance scale gives and takes
 """
 
+import numpy as np
 import torch
 
 from minidiff.course.style import COLORS, GREY, quiet
+from minidiff.datasets.scenes import Geometry, paint, random_scenes
 from minidiff.datasets.shapes import COLOURS, RELATIONS, SHAPES, SIZES, canonical, describe, parse, read
 from minidiff.errors import unknown_name
 from minidiff.images import pixels
@@ -50,20 +54,41 @@ def _fits(asked, seen, name):
 def changed(caption, name):
     """The caption with another "colour", "shape" or "size" of its first thing, or with the converse "relation".
 
-    What a caption leaves out cannot be changed: ValueError.
+    By "order" the colours of its two things are exchanged: the same words in another order. What a caption leaves out
+    cannot be changed: ValueError.
     """
     scene = parse(caption)
     words = {"colour": list(COLOURS), "shape": list(SHAPES), "size": list(SIZES), "relation": list(RELATIONS)}
+    words["order"] = None
     if name not in words:
         raise unknown_name("attribute", name, words)
     thing = scene.things[0]
-    old = scene.relation if name == "relation" else getattr(thing, name)
+    old = scene.relation if name in ("relation", "order") else getattr(thing, name)
     if old is None:
         raise ValueError(f"{caption!r} says no {name} that could be changed.")
     if name == "relation":
         return describe(scene._replace(relation=RELATIONS[old]))
+    if name == "order":
+        colours = (scene.things[1].colour, thing.colour)
+        return describe(scene._replace(things=tuple(t._replace(colour=c) for t, c in zip(scene.things, colours))))
     other = words[name][(words[name].index(old) + 1) % len(words[name])]
     return describe(scene._replace(things=(thing._replace(**{name: other}), *scene.things[1:])))
+
+
+def renders(caption, count, size=16, seed=0):
+    """`count` pictures (count, 3, size, size) of a caption: its things at all places, in all sizes that it allows.
+
+    For a seed, captions that differ in nothing but colours and shapes have their things at the same places.
+    """
+    scene = parse(caption)
+    geometry = random_scenes(seed, np.arange(20 * count + 1000), "two" if scene.relation else "one")
+    fits = geometry.relation == (list(RELATIONS).index(scene.relation) if scene.relation else -1)
+    for k, thing in enumerate(scene.things):
+        fits &= (thing.size is None) | (geometry.large[:, k] == (thing.size == "large"))
+    geometry = Geometry(*[field[np.flatnonzero(fits)[:count]] for field in geometry])
+    for k, thing in enumerate(scene.things):
+        geometry.shape[:, k], geometry.colour[:, k] = list(SHAPES).index(thing.shape), list(COLOURS).index(thing.colour)
+    return paint(geometry, size)
 
 
 def framed(pictures):
@@ -176,6 +201,25 @@ def during(runs, what="all"):
     panels[2].yaxis.set_minor_formatter(NullFormatter())
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=max(len(runs), 1))
     return figure
+
+
+def compared(runs):
+    """A table in Markdown of recorded runs of tools/text_runs.py: what each costs, and how well it obeys.
+
+    Worth is by how much the loss grows, in thousandths: without any words, and with two colours exchanged.
+    """
+    read_back = ("colour", "shape", "relation", "all")
+    heads = ["network", "weights", "MFLOPs", "seconds", "loss", "worth of all words", "of whose colour", *read_back]
+    rows = [[*heads, "all, never seen"], ["---", *["---:"] * len(heads)]]
+    for name, record in runs.items():
+        size, gain, right = record["model"], record["worth"], record["accuracy"]
+        worth = [f"{1e3 * gain[key]['mean']:.1f} ± {1e3 * gain[key]['error']:.1f}" if key in gain else "-"
+                 for key in ("all", "order")]  # fmt: skip
+        shares = [f"{right['seen'].get(key, 0):.1%}" for key in read_back] + [f"{right['held_out']['all']:.1%}"]
+        loss = f"{gain['right']['mean']:.4f}"
+        cost = [f"{size['parameters']:,}", f"{size['flops'] / 1e6:.0f}", f"{record['seconds']}"]
+        rows.append([name, *cost, loss, *worth, *shares])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def work(record, step):
