@@ -46,7 +46,8 @@ def draw_ways(patches=7, words=3):
     ways = {
         "cross-attention: two softmaxes": [(0, 0, patches, patches), (gap, 0, words, patches)],
         "concatenated keys: one softmax": [picture, (0, 0, words, patches)],
-        "joint tokens: one softmax": [picture, (0, 0, words, patches), (0, patches, words + patches, words)],
+        "joint tokens: one softmax": [(words, words, patches, patches), (0, words, words, patches),
+                                      (0, 0, words + patches, words)],
     }
     figure, panels = plt.subplots(1, len(ways), figsize=(9.2, 2.9))
     for axes, (name, blocks) in zip(panels, ways.items()):
