@@ -37,7 +37,7 @@ from minidiff.layers import Attention, CrossAttention, Mlp
 torch.manual_seed(0)
 grid, dim = 8, 96
 layers = {"attention": Attention(dim, 4), "MLP": Mlp(dim, 4 * dim),
-          "DWConv-FFN": DWConvFFN(dim, 4 * dim, extras=1, grid=grid)}  # extras: tokens that are no patches
+          "DWConv-FFN": DWConvFFN(dim, 4 * dim, grid)}
 x = torch.randn(2, 1 + grid**2, dim)
 order = torch.cat([torch.zeros(1, dtype=torch.long), 1 + torch.randperm(grid**2)])
 moved = {}
@@ -79,7 +79,7 @@ print("DWConv-FFN: equal")
 for width in (96, 512, 1536):
     with torch.device("meta"):
         plain, local = (sum(p.numel() for p in m.parameters())
-                        for m in (Mlp(width, 4 * width), DWConvFFN(width, 4 * width, 1, 16)))
+                        for m in (Mlp(width, 4 * width), DWConvFFN(width, 4 * width, 16)))
     assert local - plain == 40 * width
     print(f"d = {width:4}: MLP {plain:10,} weights, DWConv-FFN {local:10,}, {local / plain - 1:+.1%}")
 
