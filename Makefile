@@ -60,6 +60,7 @@ bench: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/ascend_memory.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/trainer_overhead.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/shard_reading.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/text_cache.py
 
 # Trains those of 32 pixels, which need a GPU; they are not shipped yet.
 weights-gpu: $(VENV)/.test
