@@ -16,7 +16,8 @@ import torch
 from ablation import SHOWN, TIMES, curve, record_runs
 
 from minidiff import Diffusion, Text, create_model, load_dataset, sample, schedules, summary
-from minidiff.datasets.shapes import COLOURS, RELATIONS, SHAPES, describe, parse
+from minidiff.course.obedience import changed
+from minidiff.datasets.shapes import RELATIONS, describe, parse
 from minidiff.files import cache_folder
 from minidiff.metrics import oracle_accuracy
 from minidiff.text import text_encoder
@@ -123,7 +124,7 @@ def worth(diffusion, encode, data, count):
 
     right, found = losses(captions), {}
     for name in ("colour", "shape", "size", "order", "relation", "all"):
-        others = [changed(caption, name) for caption in captions]
+        others = [without(caption, name) for caption in captions]
         gap = (losses(others) - right)[:, [other != caption for other, caption in zip(others, captions)]]
         each = gap.mean(0)
         found[name] = in_numbers(gap) | {"error": round((each.std() / len(each) ** 0.5).item(), 6)}
@@ -135,22 +136,14 @@ def in_numbers(losses):
     return {"losses": [round(loss, 6) for loss in losses.mean(1).tolist()], "mean": round(losses.mean().item(), 6)}
 
 
-def changed(caption, name):
-    """The caption with one word of it changed, the one that says this of the first object, or "" for all."""
+def without(caption, name):
+    """The caption without what `name` says, by which the loss may grow: with another word for it, or "" for all."""
     if name == "all":
         return ""
-    scene = parse(caption)
-    if name == "relation":
-        relations = list(RELATIONS)  # left of, right of, above, below
+    if name == "relation":  # the other axis: as captions are turned, training has not shown the converse
+        scene, relations = parse(caption), list(RELATIONS)  # left of, right of, above, below
         return describe(scene._replace(relation=relations[relations.index(scene.relation) ^ 2]))
-    if name == "order":
-        first, second = scene.things
-        things = first._replace(colour=second.colour), second._replace(colour=first.colour)
-        return describe(scene._replace(things=things))
-    words = {"colour": list(COLOURS), "shape": list(SHAPES), "size": ["small", "large"]}[name]
-    thing = scene.things[0]
-    other = words[(words.index(getattr(thing, name)) + 1) % len(words)]
-    return describe(scene._replace(things=(thing._replace(**{name: other}), *scene.things[1:])))
+    return changed(caption, name)
 
 
 def teller(encoder, told):
