@@ -109,8 +109,8 @@ class ASCEND(nn.Module):
         down, up = (PatchMerge, PatchExpand) if resample == "patch" else (ConvDown, ConvUp)
         self.conv_in = nn.Conv2d(in_channels + 2 * coordinates, widths[0], 3, padding=1)
         line = torch.linspace(-1, 1, img_size)
-        places = torch.stack([line[:, None].expand(-1, img_size), line.expand(img_size, -1)])[None]  # row, column
-        self.register_buffer("places", places.contiguous() if coordinates else None, persistent=False)
+        places = torch.stack(torch.meshgrid(line, line, indexing="ij"))[None] if coordinates else None  # row, column
+        self.register_buffer("places", places, persistent=False)
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
         for level, count in enumerate(counts):
             stage = nn.ModuleDict({"units": nn.ModuleList()})
