@@ -44,7 +44,7 @@ def run(folder, steps=STEPS, dropout=0.1, **options):
 
 def say(step, history):
     if os.environ.get("RANK", "0") == "0":  # lines of several processes would run into each other
-        print(step, flush=True)
+        print(f"{step}\n", end="", flush=True)  # in one write: lines of two processes must not mix
 
 
 def assert_whole(folder):
@@ -246,7 +246,7 @@ def prepare(death, count):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[2:] == ["plain"]:
-        print(f"process {os.getpid()}", flush=True)
+        print(f"process {os.getpid()}\n", end="", flush=True)
         run(sys.argv[1], **PLAIN)
     else:
         if sys.argv[2:]:
