@@ -203,7 +203,8 @@ def test_text_models_take_long_texts(name):
     [({"encoder": "vit"}, "unknown encoder 'vit'"), ({"decoder": "resnet"}, "unknown decoder 'resnet'"),
      ({"resample": "pool"}, "unknown resample 'pool'"), ({"num_blocks": (1, 2, 3)}, "must be one number or 2"),
      ({"head_dim": 3}, "multiples of head_dim=3, got 8"), ({"num_classes": 3, "text_dim": 6}, "choose labels"),
-     ({"pooled_dim": 4}, "belongs to text"), ({"text_attention": "both"}, "unknown text_attention 'both'")],
+     ({"pooled_dim": 4}, "belongs to text"), ({"text_attention": "both"}, "unknown text_attention 'both'"),
+     ({"text_mlp": True}, "give text_dim")],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(overrides, says):
     with pytest.raises(ValueError, match=says):

@@ -87,6 +87,8 @@ class ASCEND(nn.Module):
         counts = [num_blocks] * len(channel_mult) if isinstance(num_blocks, int) else list(num_blocks)
         check_condition(num_classes, text_dim, pooled_dim)
         check(encoder, decoder, resample, text_attention, counts, channel_mult)
+        if text_mlp and not text_dim:
+            raise ValueError("text_mlp=True needs a network that hears text; give text_dim, the width of its tokens")
         widths, emb = [int(channels * mult) for mult in channel_mult], 4 * channels
         sizes = [-(-img_size // 2**level) for level in range(len(widths))]  # halved, rounded up
         self.shape, self.sizes, self.skips = (in_channels, img_size, img_size), sizes, skips
