@@ -195,8 +195,8 @@ def _read(name, kind, folder, hub_name, download, **options):
             "The folder must hold config.json, model.safetensors and the tokenizer's files." if folder is not None
             else f"Name a folder that holds it with folder=..., or fetch it: text_encoder({name!r}, download=True)."
         )
-        if name in T5 and importlib.util.find_spec("sentencepiece") is None:
-            way += " Where the tokenizer is a file spiece.model: pip install sentencepiece."
+        if name in T5:
+            way += " A tokenizer that is a file spiece.model also needs: pip install sentencepiece protobuf."
         raise FileNotFoundError(
             f"text encoder {name!r} could not be read from {source!r}: {str(error).partition(chr(10))[0]} {way}"
         ) from error

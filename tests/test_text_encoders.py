@@ -1,6 +1,5 @@
 """Text encoders: what they give and what they refuse."""
 
-import importlib.util
 import json
 import shutil
 import sys
@@ -39,12 +38,17 @@ def words():
 
 def t5_folder(folder, **config):
     """Write a T5 of a few random weights and a tokenizer of a few words there; returns the folder."""
-    transformers = pytest.importorskip("transformers")
-    names = save_tokenizer(folder)
+    pytest.importorskip("transformers")
+    save_t5(folder, len(save_tokenizer(folder)), **config)
+    return folder
+
+
+def save_t5(folder, vocab_size, **config):
+    import transformers
+
     config = dict(d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, feed_forward_proj="gated-gelu") | config
     torch.manual_seed(0)
-    transformers.T5EncoderModel(transformers.T5Config(vocab_size=len(names), **config)).save_pretrained(folder)
-    return folder
+    transformers.T5EncoderModel(transformers.T5Config(vocab_size=vocab_size, **config)).save_pretrained(folder)
 
 
 def save_tokenizer(folder):
@@ -286,13 +290,23 @@ def test_the_text_half_of_a_whole_clip(folders, tmp_path):
     assert torch.equal(read(["a red cat"]).tokens, text_encoder("clip", folder=folders["clip"])(["a red cat"]).tokens)
 
 
-def test_a_tokenizer_of_sentencepiece_says_what_it_needs(copied, monkeypatch):
+def test_a_tokenizer_of_sentencepiece(tmp_path):
+    """As the hub has T5's: a file spiece.model, and no tokenizer.json."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    captions = load_dataset("shapes").batch(range(300))[2]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(captions), model_prefix=str(tmp_path / "spiece"), vocab_size=60, hard_vocab_limit=False,
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2)  # fmt: skip
+    pieces = sentencepiece.SentencePieceProcessor(str(tmp_path / "spiece.model"))
+    save_t5(tmp_path, len(pieces) + 100)  # T5 adds a hundred pieces of its own
+    y = text_encoder("t5-small", folder=tmp_path)(["a red circle", "a cat", ""])
+    assert y.mask.sum(1).tolist() == [len(pieces.encode(text)) + 1 for text in ("a red circle", "a cat")] + [0]
+
+
+def test_a_broken_tokenizer_of_sentencepiece_says_what_it_needs(copied):
     (copied / "tokenizer.json").unlink()
     (copied / "spiece.model").write_bytes(b"")
-    found = importlib.util.find_spec
-    monkeypatch.setattr("importlib.util.find_spec",
-                        lambda name, *more: None if name == "sentencepiece" else found(name, *more))  # fmt: skip
-    with pytest.raises(FileNotFoundError, match="pip install sentencepiece"):
+    with pytest.raises(FileNotFoundError, match="pip install sentencepiece protobuf"):
         text_encoder("t5-small", folder=copied)
 
 
