@@ -154,13 +154,13 @@ def test_renders_of_exchanged_colours_have_the_same_places():
 
 def test_compared_tells_what_a_run_costs_and_how_it_obeys():
     record = {
-        "model": {"parameters": 1234, "flops": 5e6}, "seconds": 9,
+        "model": {"parameters": 1234, "flops": 5e6},
         "worth": {"right": {"mean": 0.05}, "all": {"mean": 0.02, "error": 0.001}},
         "accuracy": {"seen": {"colour": 0.5, "all": 0.25}, "held_out": {"all": 0.125}},
     }  # fmt: skip
     head, line, row = compared({"net": record}).splitlines()
     assert head.count("|") == line.count("|") == row.count("|")
-    assert row.startswith("| net | 1,234 | 5 | 9 | 0.0500 | 20.0 ± 1.0 | - | 50.0% |")
+    assert row.startswith("| net | 1,234 | 5 | 0.0500 | 20.0 ± 1.0 | - | 50.0% |")
     assert row.endswith("| 25.0% | 12.5% |")
     record["worth"]["order"] = {"mean": 0.003, "error": 0.0}
     assert "| 3.0 ± 0.0 |" in compared({"net": record})

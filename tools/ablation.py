@@ -145,7 +145,6 @@ def run(experiment, name, model, overrides, arguments):
         options |= dict(amp="bf16", compile=True)
     folder = f"{experiment}-{arguments.tier}-{name}-{arguments.seed}"
     folder = None if arguments.smoke else cache_folder() / "runs" / folder
-    started = time.time()
     history = train(diffusion, data, folder=folder, save_every=200, device=device, **options)
     losses = by_time(history.ema, held_out, 16 if arguments.smoke else 372)
     pictures = 16 if arguments.smoke else tier["samples"]
@@ -155,7 +154,7 @@ def run(experiment, name, model, overrides, arguments):
         "model": {"name": model, "arguments": network.arguments, "parameters": work.parameters, "flops": work.flops},
         "data": {"name": "emoji", "size": tier["size"], "train": len(data), "held_out": len(held_out)},
         "schedule": repr(diffusion.schedule), "prediction": diffusion.prediction, "training": options,
-        "seconds": round(time.time() - started), "curve": curve(history.losses),
+        "seconds": round(history.seconds), "curve": curve(history.losses),
         "held_out": {"mean": round(sum(losses) / len(losses), 5), "times": TIMES, "losses": losses},
         "distances": distances(data, fake, tier["size"]),
     }  # fmt: skip

@@ -10,7 +10,6 @@ data/results/EXPERIMENT/TIER/RUN.json with a strip of its last pictures, as tool
 minidiff.course.recorded. Runs that are recorded are skipped, interrupted ones go on.
 """
 
-import time
 
 import torch
 from ablation import SHOWN, TIMES, curve, record_runs
@@ -86,7 +85,6 @@ def run(experiment, name, model, overrides, told, arguments):
         few = asked["seen"][:max(8, prompts // 4)]
         return {key: float(value) for key, value in oracle_accuracy(answers(model, few), few).items()}
 
-    started = time.time()
     history = train(diffusion, data, folder=folder, save_every=250, device=device, encode=encode, evaluate=evaluate,
                     evaluate_every=2 if arguments.smoke else tier["evaluate_every"], **options)  # fmt: skip
     pictures = {key: answers(history.ema, captions) for key, captions in asked.items()}
@@ -97,7 +95,7 @@ def run(experiment, name, model, overrides, told, arguments):
         "data": {"name": "shapes"} | shapes, "told": told, "encoder": "words", "prompts": prompts,
         "captions": [*asked["seen"][:SHOWN // 2], *asked["held_out"][:SHOWN // 2]],
         "schedule": repr(diffusion.schedule), "prediction": diffusion.prediction, "training": options,
-        "sampling": sampling, "seconds": round(time.time() - started), "curve": curve(history.losses),
+        "sampling": sampling, "seconds": round(history.seconds), "curve": curve(history.losses),
         "during": read_log(folder, "evaluations.csv"), "accuracy": accuracy,
         "worth": worth(history.ema, encode, load_dataset("shapes", split="test", **shapes), prompts),
     }  # fmt: skip

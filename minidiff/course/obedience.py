@@ -209,7 +209,7 @@ def compared(runs):
     Worth is by how much the loss grows, in thousandths: without any words, and with two colours exchanged.
     """
     read_back = ("colour", "shape", "relation", "all")
-    heads = ["network", "weights", "MFLOPs", "seconds", "loss", "worth of all words", "of whose colour", *read_back]
+    heads = ["network", "weights", "MFLOPs", "loss", "worth of all words", "of whose colour", *read_back]
     rows = [[*heads, "all, never seen"], ["---", *["---:"] * len(heads)]]
     for name, record in runs.items():
         size, gain, right = record["model"], record["worth"], record["accuracy"]
@@ -217,7 +217,7 @@ def compared(runs):
                  for key in ("all", "order")]  # fmt: skip
         shares = [f"{right['seen'].get(key, 0):.1%}" for key in read_back] + [f"{right['held_out']['all']:.1%}"]
         loss = f"{gain['right']['mean']:.4f}"
-        cost = [f"{size['parameters']:,}", f"{size['flops'] / 1e6:.0f}", f"{record['seconds']}"]
+        cost = [f"{size['parameters']:,}", f"{size['flops'] / 1e6:.0f}"]
         rows.append([name, *cost, loss, *worth, *shares])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
