@@ -9,7 +9,8 @@ that those of `seen` are all known): the oracle of the shapes reads what comes o
 minidiff.course.cascade.nearest, which never refuses. The second stage is also asked with the true small pictures, so
 that one can tell whose mistake a wrong picture is.
 
-Tier cpu: 32 pixels, one object; a quarter of an hour a run on one core. Tier gpu: 64 pixels, one or two objects.
+Tier cpu: 32 pixels, one object; minutes a run on one core, and short on purpose, since with three times the compute
+nearly everything is right. Tier gpu: 64 pixels, one or two objects.
 A run is one file data/results/cascade/TIER/RUN.json with a strip of pictures, as tools/ablation.py writes them: eight
 each of the kinds that `shown` names, for the first eight captions. Runs that are recorded are skipped, interrupted ones
 go on.
@@ -31,7 +32,7 @@ from minidiff.training import read_log, train
 SMALL = 16
 TEXT = dict(text_dim=128, pooled_dim=384)
 TIERS = {  # compute: the multiply-adds of a run's training
-    "cpu": dict(size=32, scenes="one", compute=5e13, batch_size=32, prompts=320, evaluate_every=500,
+    "cpu": dict(size=32, scenes="one", compute=1.5e13, batch_size=32, prompts=320, evaluate_every=150,
                 single=dict(ch=32, ch_mult=(1, 2, 2, 2)), base=dict(ch=32, ch_mult=(1, 2, 2)),
                 enlarger=dict(channels=(32, 64, 96), num_blocks=(1, 1, 2))),
     "gpu": dict(size=64, scenes="both", compute=5e16, batch_size=256, prompts=1000, evaluate_every=2000,

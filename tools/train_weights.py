@@ -65,8 +65,8 @@ RECIPES = {
         training=JUDGE | dict(batch_size=96)),
     "shapes-ascend": dict(
         data=dict(name="shapes", size=16, held_out="default", unsaid=0.3, turned=0.6, num=10**6), encoder="words",
-        # Without the pooled vector, which only whispers whose a colour is. In the recorded runs of `words` a network that
-        # hears it beside the tokens obeys as well, and no better (notebook 17).
+        # Without the pooled vector, which only whispers whose a colour is: in the recorded runs of `words` a network
+        # that hears it beside the tokens obeys as well, and no better (notebook 17).
         licence="made by minidiff, Apache-2.0", network=ASCEND | dict(pooled_dim=0, num_blocks=(1, 2, 2)),
         first=FIRST | dict(steps=2500), steps=14000, training=TEXT),
     "emoji-t2i": dict(
