@@ -79,6 +79,7 @@ ablations: $(VENV)/.test
 	$(BIN)/python tools/text_runs.py words --tier cpu
 	$(BIN)/python tools/text_runs.py backbones --tier cpu
 	$(BIN)/python tools/cascade_runs.py cascade --tier cpu
+	$(BIN)/python tools/cascade_runs.py cascade single cascade --tier cpu-long
 
 # The same at 32 pixels, which needs a GPU; they are not recorded yet.
 ablations-gpu: $(VENV)/.test

@@ -128,11 +128,12 @@ def test_the_two_commands_stand_at_the_top_of_the_readme(root):
 def test_the_code_of_the_readme_runs(root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (root / "README.md").read_text(encoding="utf-8"), re.S)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     names = {}
     for block in blocks:
         exec(re.sub(r"steps=\d+", "steps=2", block), names)
     assert names["smileys"].shape == names["images"].shape == (8, 3, 16, 16) and (tmp_path / "smileys.png").exists()
+    assert len(names["pictures"]) == 4 and (tmp_path / "scene.png").exists()
     assert names["mine"].network.layers[0].out_channels == 32
     names["training"].train(names["mine"], names["data"], steps=2, batch_size=4)
 

@@ -9,8 +9,8 @@ that those of `seen` are all known): the oracle of the shapes reads what comes o
 minidiff.course.cascade.nearest, which never refuses. The second stage is also asked with the true small pictures, so
 that one can tell whose mistake a wrong picture is.
 
-Tier cpu: 32 pixels, one object; minutes a run on one core, and short on purpose, since with three times the compute
-nearly everything is right. Tier gpu: 64 pixels, one or two objects.
+Tier cpu: 32 pixels, one object; minutes a run on one core, and short on purpose, since with the compute of cpu-long, a
+quarter of an hour, nearly everything a cascade draws is right. Tier gpu: 64 pixels, one or two objects.
 A run is one file data/results/cascade/TIER/RUN.json with a strip of pictures, as tools/ablation.py writes them: eight
 each of the kinds that `shown` names, for the first eight captions. Runs that are recorded are skipped, interrupted ones
 go on.
@@ -31,10 +31,12 @@ from minidiff.training import read_log, train
 
 SMALL = 16
 TEXT = dict(text_dim=128, pooled_dim=384)
+CPU = dict(size=32, scenes="one", batch_size=32, prompts=320,
+           single=dict(ch=32, ch_mult=(1, 2, 2, 2)), base=dict(ch=32, ch_mult=(1, 2, 2)),
+           enlarger=dict(channels=(32, 64, 96), num_blocks=(1, 1, 2)))  # fmt: skip
 TIERS = {  # compute: the multiply-adds of a run's training
-    "cpu": dict(size=32, scenes="one", compute=1.5e13, batch_size=32, prompts=320, evaluate_every=150,
-                single=dict(ch=32, ch_mult=(1, 2, 2, 2)), base=dict(ch=32, ch_mult=(1, 2, 2)),
-                enlarger=dict(channels=(32, 64, 96), num_blocks=(1, 1, 2))),
+    "cpu": CPU | dict(compute=1.5e13, evaluate_every=150),
+    "cpu-long": CPU | dict(compute=5e13, evaluate_every=500),
     "gpu": dict(size=64, scenes="both", compute=5e16, batch_size=256, prompts=1000, evaluate_every=2000,
                 single=dict(ch=64, ch_mult=(1, 2, 2, 2, 2)), base=dict(ch=64, ch_mult=(1, 2, 2), num_res_blocks=2),
                 enlarger=dict(channels=(64, 128, 192, 256), num_blocks=(1, 2, 2, 2))),

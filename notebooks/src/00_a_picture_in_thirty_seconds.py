@@ -386,7 +386,7 @@ parts = {
     "III  Text to image": "Words: text encoders|Text to image from zero|One stage or a cascade",
     "IV  Beyond": "Latent diffusion|From a thousand steps to one|Editing with a model you have|Your data, your GPU",
 }
-written = [*range(16), 23]
+written = [*range(16), 17, 18, 19, 23]
 
 # %% [markdown]
 # The numbers give the order of reading. After part I you may go to any column.
