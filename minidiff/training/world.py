@@ -10,7 +10,9 @@ one by one (optimiser, average, norms) works on these parts as plain tensors: `l
 tensors: `full` puts them together, `part_of` takes them apart, for any number of processes.
 """
 
+import atexit
 import os
+import time
 import warnings
 
 from torch import distributed, nn
@@ -34,7 +36,10 @@ class World:
         if int(os.environ.get("WORLD_SIZE", 1)) > 1 or distributed.is_initialized():
             from accelerate import PartialState
 
+            opened = not distributed.is_initialized()
             state = PartialState(cpu=device is not None and device.type == "cpu")
+            if opened and distributed.get_backend() == "gloo":
+                atexit.register(leave)
             self.rank, self.size = state.process_index, state.num_processes
             self.device = device if device is not None and device.type == "cpu" else state.device
         self.parallel = parallel if self.size > 1 else None
@@ -117,6 +122,17 @@ class World:
         """Until all processes are here."""
         if self.size > 1:
             distributed.barrier()
+
+
+def leave():
+    """Close the connections to the other processes, before Python ends.
+
+    A thread of gloo lets go of its last tensors a moment after the main thread has them. It needs Python for that: if
+    Python is gone by then, it aborts the whole process, once in twenty short runs.
+    """
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+    time.sleep(0.1)
 
 
 def _is_called(module):
