@@ -7,7 +7,7 @@
 #
 # You will
 #
-# - build a model that enlarges, and find out why its small picture needs noise,
+# - build a model that enlarges, and find out what noise on its small picture is for,
 # - compare one stage with a cascade at equal compute, and share out the blame,
 # - threshold as Imagen does, and see it fail,
 # - compute memory, time and disk for 582 million weights, and take the first steps.
@@ -199,7 +199,7 @@ plots.filmstrip(torch.stack([row[:8] for row in rows], dim=1),
 #
 # `single` is a U-Net at 32 pixels. `cascade` is the same U-Net with a level less at 16 pixels, and an Efficient U-Net from 16 to 32, for half the multiply-adds each. A third run, `cascade-clean`, has the same first stage, and a second that never saw noise.
 #
-# All draw for scenes that they have not seen, and the first stages at guidance 3. The captions are not new: with one object there are forty, and training has shown them all. The base's pictures are 16 pixels. In the second row the cascade enlarges them; in the third it is handed the true small pictures instead.
+# All draw for scenes that they have not seen, `single` and the base at guidance 3, the enlarger at 1. The captions are not new: with one object there are forty, and training has shown them all. The base's pictures are 16 pixels. In the second row the cascade enlarges them; in the third it is handed the true small pictures instead.
 
 # %%
 from IPython.display import Markdown
@@ -288,7 +288,7 @@ curves = {f"{name}, {reader}": ([k / about["training"]["steps"] * about["compute
 plots.lines(curves, x="multiply-adds of training", y="all right in mid-run")
 
 # %% [markdown]
-# With little compute the cascade is far ahead; with more than three times as much both are nearly always right. Its lead was one of speed: the base has learnt what is where at 1e13, the single stage at four times that.
+# With little compute the cascade is far ahead; with more than three times as much both are nearly always right. Its lead was one of speed: the base has learnt what is where at 1e13, with an equal enlarger 2e13, the single stage at 4e13.
 #
 # ## Whose mistake?
 #
@@ -324,7 +324,7 @@ draw_blame(level)
 # %% [markdown]
 # "Held out" are captions with a pair of words that training never showed together. By the oracle more is *inherited* there, and not more *broken*: to put known words together anew is the first stage's job, and the second does not mind. (The milder reader sees no such difference, and eight captions are few.)
 #
-# There is a control: the same second stage on true small pictures. What it spoils there is its own weakness. What it spoils beyond comes from the mismatch. (Printed with the next figure.)
+# There is a control: the same second stage on true small pictures. What it spoils there is its own weakness. What it spoils beyond comes from the mismatch. (Printed with the next figure: by the oracle nearly all is weakness, by the milder reader a third is mismatch.)
 #
 # ## How much noise, when you draw?
 #
@@ -358,9 +358,9 @@ for reader in ("oracle", "nearest"):
 draw_levels()
 
 # %% [markdown]
-# At $a = 0$ no noise is used in drawing. Trained on clean pictures, the second stage enlarges true ones without a mistake, better than the other, and makes more mistakes with the base's: that difference is what noise in *training* is worth. So says the oracle; the milder reader finds its ideas intact, and the edges spoilt. A level that it never saw ruins it.
+# At $a = 0$ no noise is used in drawing. Trained on clean pictures, the second stage enlarges true ones without a mistake, better than the other, but what of the base's? The oracle prefers noise in *training*, the milder reader does not: the clean-trained network keeps more of the ideas and spoils more of the edges. A level that it never saw ruins it for the oracle at once, for the other reader later.
 #
-# With noise in training the caption takes over from the picture to the right. At $a = 1$ the second stage stands alone, with half the compute, and is right far more often than the single stage. So part of the cascade's lead has nothing to do with stages: its second network is cheaper, and saw twice as many pictures.
+# With noise in training the caption takes over from the picture to the right. At $a = 1$ the second stage stands alone, with half the compute, and is right more often than the single stage, by both readers. So part of the cascade's lead has nothing to do with stages: its second network is cheaper, and saw twice as many pictures. Noise in *drawing* never clearly helped here.
 #
 # ## Too bright: thresholding
 #
@@ -390,7 +390,7 @@ plots.lines({f"guidance {scale:g}": tuple(zip(*beyond[scale, "none"]))[:2] for s
             x="t", y="largest |x0| of a picture")
 
 # %% [markdown]
-# The **static** cure clips every $\hat x_0$ to $[-1, 1]$: `sample` does it unless told otherwise. But what lies beyond is pushed onto the wall, where differences vanish: colours saturate, as Imagen's authors saw. The **dynamic** one takes $s$, the $p$-quantile of $|\hat x_0|$ over all values of one picture, with $p = 0.995$, and
+# The **static** cure clips every $\hat x_0$ to $[-1, 1]$: `sample` does it unless told otherwise. But what lies beyond is pushed onto the wall, where differences vanish: colours saturate, as Imagen's authors saw. (Here they do not: white lies at the wall anyway.) The **dynamic** one takes $s$, the $p$-quantile of $|\hat x_0|$ over all values of one picture, with $p = 0.995$, and
 #
 # $$s \leftarrow \max(s, 1), \qquad \hat x_0 \leftarrow \operatorname{clamp}(\hat x_0, -s, s) / s.$$
 #
@@ -420,7 +420,7 @@ plots.filmstrip(torch.stack([pictures[12.0, way][:8].cpu() for way in ways], dim
 # %% [markdown]
 # ## A surprise
 #
-# Dynamic thresholding does what it promises: compare the shares at the wall. But look at the last column, and at the last row of pictures. What became of the white paper?
+# Dynamic thresholding does what it promises: compare the shares at the wall (though most values of true pictures are there). But look at the last column, and at the last row of pictures. What became of the white paper?
 #
 # The quantile takes for granted that hardly any value of a true picture is at the wall. Of most photographs that is true. Our pictures are drawn on white: most values *are* 1. As soon as half a per cent of the values overshoot, $s > 1$, and all the white becomes $1/s$. And then? The next step sees a grey picture, and is divided again. But the network has only ever seen white paper, and pulls back. Check the premise on true pictures, the $1/s$ on the same with a few values too bright, and who wins in the steps that you watched.
 
@@ -440,7 +440,7 @@ for name, (_, white) in whites.items():
 plots.lines(whites, x="t (drawing goes from right to left)", y="brightness of the paper")
 
 # %% [markdown]
-# The lowest point of a curve tells when most was lost, and its left end what was mended. The cause is in the data: a method comes with the data that it was made for. On cut-outs, documents, emoji and drawings on white, clip.
+# The lowest point of a curve tells when the paper was darkest, and its left end what was mended. The cause is in the data: a method comes with the data that it was made for. On drawings on white, do not divide; here even no clipping did as well as static.
 #
 # ## The large model, before you rent anything
 #
@@ -499,7 +499,7 @@ plots.lines(curves, log="xy", x="GPUs", y="GB on each, batch 1024, float32")
 #
 # ## How long, and how much disk?
 #
-# A step costs three forward passes a picture, four with checkpointing. A GPU delivers a share of its peak, the **utilisation**: take 20 to 40 per cent, until you have measured yours. So
+# A step costs three forward passes a picture, four with checkpointing (both measurements here say less than that). A GPU delivers a share of its peak, the **utilisation**: take 20 to 40 per cent, until you have measured yours. So
 #
 # $$\text{days} = \frac{\text{steps} \times \text{batch} \times 3 \times \text{FLOPs}}{\text{GPUs} \times \text{peak} \times \text{utilisation} \times 86{,}400}.$$
 #
@@ -682,7 +682,7 @@ exercises.check_gpus_for(gpus_for)
 #
 # - A small picture is learnt with less compute than a large one. With enough of it both ways may arrive.
 # - A cascade is exact in theory. In practice it has a mismatch: the second model is trained on true small pictures and gets drawn ones.
-# - Noise on the small picture, of a level that the network is told, hides how the first stage errs and keeps what it decided.
+# - Noise on the small picture, of a level that the network is told, can hide how the first stage errs and keep what it decided; whether it paid, our two readers disagree.
 # - Two tables of booleans tell whose mistake a picture is, and a control with true inputs tells weakness from mismatch.
 # - Dynamic thresholding belongs to data that seldom touch the walls of their range.
 # - Memory, time and disk of a large training are four multiplications, to be done before anything else.
