@@ -3,7 +3,7 @@
 #
 # After this notebook you can train a network that draws what a sentence says, and measure, with error bars, whether it does.
 #
-# Run time: about four minutes on a CPU with two idle cores, half of it training, and as long on a T4 or a big GPU, which trains for more steps. Nothing is downloaded.
+# Run time: about four minutes on a CPU with two idle cores, more than half of it training, and as long on a T4 or a big GPU, which trains for more steps. Nothing is downloaded.
 #
 # You will
 #
