@@ -40,7 +40,7 @@ notebooks: $(VENV)/.test $(VENV)/.minilm
 	$(BIN)/python tools/notebooks.py build
 	$(BIN)/python tools/notebooks.py execute
 
-# Trains the shipped weights of 16 pixels anew: seven hours on a CPU.
+# Trains the shipped weights of 16 pixels anew: five hours on a CPU.
 weights: $(VENV)/.test $(VENV)/.minilm
 	$(BIN)/python tools/train_text.py
 	$(BIN)/python tools/train_weights.py emoji-unet

@@ -10,7 +10,6 @@ data/results/EXPERIMENT/TIER/RUN.json with a strip of its last pictures, as tool
 minidiff.course.recorded. Runs that are recorded are skipped, interrupted ones go on.
 """
 
-
 import torch
 from ablation import SHOWN, TIMES, curve, record_runs
 

@@ -168,10 +168,13 @@ class ASCEND(nn.Module):
         if self.text_dim:
             text = as_text(y, self.text_dim)
             tokens, mask = null_for_empty(text, self.null_text)
-            tokens = tokens.to(dtype)
-            tokens = tokens if self.text_mlp is None else tokens + self.text_mlp(tokens)
+            tokens = self.text_embed(tokens.to(dtype))
             emb = emb if self.pooled_embed is None else self.pooled_embed(emb, text)
         return F.silu(emb), tokens, mask
+
+    def text_embed(self, tokens):
+        """The tokens (..., text_dim) as every layer that listens hears them."""
+        return tokens if self.text_mlp is None else tokens + self.text_mlp(tokens)
 
     def null(self, y):
         """The condition of the shape of y that means 'none': the null label, or a text of no token."""

@@ -136,16 +136,13 @@ def deaf(diffusion, layers):
         if not isinstance(modules.get(name), CrossAttention):
             valid = [known for known, module in modules.items() if isinstance(module, CrossAttention)]
             raise ValueError(f"{name!r} is no cross-attention of this network; there are {', '.join(valid) or 'none'}")
-    network = diffusion.network
-    null = network.null_text.detach()
+    null = diffusion.network.null_text.detach()
+    embed = getattr(diffusion.network, "text_embed", None)  # IU-ViT and ASCEND map the text once, for all layers
 
     def nothing(module, given):
         x, tokens = given[:2]
-        if getattr(network, "text_embed", None) is not None:  # IU-ViT maps the text once, for all layers
-            silence = network.text_embed(null)
-        else:
-            silence = null if getattr(network, "text_mlp", None) is None else null + network.text_mlp(null)
-        return x, silence.to(tokens).expand(len(x), 1, -1), None
+        silence = (null if embed is None else embed(null)).to(tokens)
+        return x, silence.expand(len(x), 1, -1), None
 
     hooks = [modules[name].register_forward_pre_hook(nothing) for name in layers]
     try:

@@ -58,10 +58,9 @@ def changed(caption, name):
     cannot be changed: ValueError.
     """
     scene = parse(caption)
-    words = {"colour": list(COLOURS), "shape": list(SHAPES), "size": list(SIZES), "relation": list(RELATIONS)}
-    words["order"] = None
-    if name not in words:
-        raise unknown_name("attribute", name, words)
+    words = {"colour": list(COLOURS), "shape": list(SHAPES), "size": list(SIZES)}
+    if name not in (known := [*words, "relation", "order"]):
+        raise unknown_name("attribute", name, known)
     thing = scene.things[0]
     old = scene.relation if name in ("relation", "order") else getattr(thing, name)
     if old is None:
