@@ -3,7 +3,7 @@
 #
 # After this notebook you can hand a sentence to a diffusion model in four ways, and find out which words it really uses.
 #
-# Run time: one to two minutes on a CPU with two cores, and no more on a T4 or a big GPU. Nothing is trained, and nothing downloaded but, on Colab, MiniLM (84 MB).
+# Run time: about a minute on a CPU with two idle cores, and no more on a T4 or a big GPU. Nothing is trained, and nothing downloaded but, on Colab, MiniLM (84 MB).
 #
 # You will
 #
@@ -359,10 +359,12 @@ def shares_of(r, split):
 
 evidence = {split: {name: shares_of(r, split) for name, r in ways.items()} for split in ("seen", "held_out")}
 
-def versus(a, b, key, split="seen"):
-    """Difference of two ways, and in how many standard errors that is."""
-    (p, n), (q, m) = evidence[split][a][key], evidence[split][b][key]
+def difference(first, second):  # of two (share, of how many), and in how many standard errors that is
+    (p, n), (q, m) = first, second
     return p - q, (p - q) / max((p * (1 - p) / n + q * (1 - q) / m) ** 0.5, 1 / n)  # 1 / n: if all are wrong
+
+def versus(a, b, key, split="seen"):
+    return difference(evidence[split][a][key], evidence[split][b][key])
 
 questions = {"all right": ("all", "seen"), "relation": ("relation", "seen"), "all right, held out": ("all", "held_out")}
 rows = ["| minus cross | " + " | ".join(questions) + " | obeys |", "|---|" + "---:|" * len(questions) + "---|"]
@@ -559,10 +561,9 @@ for name, closed in roads.items():
 
 for key in (*parts, "relation"):
     worst = min((f"{side} deaf" for side in sides), key=lambda road: obeyed[road][key][0])
-    (p, n), (q, m) = obeyed["all hear"][key], obeyed[worst][key]
-    errors = (p - q) / max((p * (1 - p) / n + q * (1 - q) / m) ** 0.5, 1 / n)
+    hears, lost = obeyed["all hear"][key], obeyed[worst][key]
     best = max(side_of, key=lambda layer: sum(ratios.get((layer, key), [0])))
-    print(f"{key:8} falls most with {worst}, {p:.0%} to {q:.0%}, {errors:.1f} errors"
+    print(f"{key:8} falls most with {worst}, {hears[0]:.0%} to {lost[0]:.0%}, {difference(hears, lost)[1]:.1f} errors"
           + f"; its word is sorted to its thing best on maps of {side_of[best]}" * (key in parts))
 draw_bars(obeyed, y="share of pictures")
 
